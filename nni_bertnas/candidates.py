@@ -1,0 +1,62 @@
+"""Candidates on disk: architecture, weights, block score, cost."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from nni_bertnas.cost import cell_call, count_flops, count_params, measure_latency_ms
+from nni_bertnas.errors import PhaseError
+from nni_bertnas.strategies import Found
+from search_space.student import Cell, build_cell, operations_of
+
+Candidate = dict[str, Any]  # architecture, score, num_params, num_flops, latency_ms, weights (file name)
+
+
+def save_candidates(folder: Path, found: Sequence[Found], teacher_size: int, lengths: Sequence[int]) -> list[Candidate]:
+    """Save trained cells, best score first, with what each costs.
+
+    Args:
+        folder: Takes one safetensors file per candidate.
+        found: What a search or a training gave.
+        teacher_size: Width of the teacher's hidden states.
+        lengths: Real sequence lengths; FLOPs are counted at their median, latency over all.
+
+    Returns:
+        What goes into the phase's result.
+    """
+    ranked = sorted(found, key=lambda one: one.score)
+    middle = sorted(lengths)[len(lengths) // 2]
+    calls = {str(rank): cell_call(one.cell.eval(), teacher_size, lengths) for rank, one in enumerate(ranked)}
+    latency_ms = measure_latency_ms(calls, lengths)
+    candidates = []
+    for rank, one in enumerate(ranked):
+        weights = f"candidate_{rank}.safetensors"
+        save_file({name: tensor.contiguous() for name, tensor in one.cell.state_dict().items()}, folder / weights)
+        candidates.append(
+            {
+                "architecture": dict(one.architecture),
+                "score": one.score,
+                "num_params": count_params(one.cell),
+                "num_flops": count_flops(calls[str(rank)], middle),
+                "latency_ms": latency_ms[str(rank)],
+                "weights": weights,
+            }
+        )
+    return candidates
+
+
+def load_cell(folder: Path, candidate: Candidate, teacher_size: int, hidden_size: int) -> Cell:
+    """A candidate's trained cell in eval mode.
+
+    Raises:
+        PhaseError: Its weights are missing or do not fit.
+    """
+    cell = build_cell(operations_of(candidate["architecture"]), teacher_size, hidden_size)
+    path = folder / candidate["weights"]
+    try:
+        cell.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise PhaseError(f"{path} is missing or damaged ({error}); make it anew with bertnas run --force") from error
+    return cell.eval()

@@ -1,0 +1,56 @@
+"""The `bertnas` command: one dict, command -> function."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from nni_bertnas import __version__, commands, quiet_libraries
+from nni_bertnas.artifacts import STAGES
+from nni_bertnas.errors import BertnasError
+
+COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str]] = {
+    "run": (commands.run, "all of a study: teacher, features, and the three phases through NNI"),
+    "validate": (commands.validate, "check a study file, and NNI's experiment files"),
+    "teacher": (commands.teacher, "make the teacher, fine-tuned where it needs it"),
+    "features": (commands.features, "run the teacher once over the data and store what it gives"),
+    "cell": (commands.phase, "the cell phase through NNI"),
+    "block": (commands.phase, "the block phase through NNI"),
+    "supernet": (commands.phase, "the supernet phase through NNI"),
+    "report": (commands.report, "teacher against student, once more"),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="bertnas", description="Compress a fine-tuned BERT by block-wise architecture search."
+    )
+    top.add_argument("--version", action="version", version=__version__)
+    subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (_, text) in COMMANDS.items():
+        sub = subparsers.add_parser(name, help=text, description=text)
+        sub.add_argument("study", type=Path, metavar="STUDY", help="the study's YAML file")
+        if name == "validate":
+            sub.add_argument("nni_yaml", type=Path, nargs="*", metavar="NNI_YAML", help="NNI experiment files")
+        if name == "run":
+            sub.add_argument("--force", choices=STAGES, metavar="PHASE", help=f"redo from here on: {', '.join(STAGES)}")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parsed = parser().parse_args(arguments)
+    quiet_libraries()
+    logging.basicConfig(level=os.environ.get("BERTNAS_LOG", "WARNING"), format="%(levelname)s %(name)s: %(message)s")
+    try:
+        COMMANDS[parsed.command][0](parsed)
+    except BertnasError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last finished result", file=sys.stderr)
+        return 130
+    return 0

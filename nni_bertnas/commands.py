@@ -1,0 +1,178 @@
+"""What each command of `bertnas` does."""
+
+import logging
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nni_bertnas.artifacts import RunDirectory
+from nni_bertnas.config import Study, load_study
+from nni_bertnas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_log = logging.getLogger(__name__)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def run(arguments: Namespace) -> None:
+    """All of a study, in order; what is finished is reused."""
+    study = load_study(arguments.study)
+    directory = RunDirectory(study)
+    if arguments.force:
+        directory.discard_from(arguments.force)
+    console = _console()
+    console.print(f"study {study.name} ({arguments.study}), everything goes to {directory.root}", highlight=False)
+    _teacher(study, console)
+    _features(study, console)
+    for name in ("cell", "block", "supernet"):
+        _phase(study, arguments.study, name, console)
+    _show(study, console)
+
+
+def validate(arguments: Namespace) -> None:
+    """Check files; every problem of every file is reported at once."""
+    problems = []
+    try:
+        load_study(arguments.study)
+    except ConfigError as error:
+        problems.append(str(error))
+    if arguments.nni_yaml:
+        from nni_bertnas.experiments import check_nni_yaml
+
+        for path in arguments.nni_yaml:
+            problems += check_nni_yaml(path)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    print(f"{1 + len(arguments.nni_yaml)} file(s) are right")
+
+
+def teacher(arguments: Namespace) -> None:
+    """Make the teacher."""
+    _teacher(load_study(arguments.study), _console())
+
+
+def features(arguments: Namespace) -> None:
+    """Build the feature store."""
+    study = load_study(arguments.study)
+    console = _console()
+    _teacher(study, console)
+    _features(study, console)
+
+
+def phase(arguments: Namespace) -> None:
+    """One phase through NNI."""
+    study = load_study(arguments.study)
+    _phase(study, arguments.study, arguments.command, _console())
+
+
+def report(arguments: Namespace) -> None:
+    """Print the closing table."""
+    _show(load_study(arguments.study), _console())
+
+
+def _show(study: Study, console: "Console") -> None:
+    from nni_bertnas.report import show
+
+    show(study, console)
+
+
+def _teacher(study: Study, console: "Console") -> None:
+    from nni_bertnas.report import record_seconds
+    from nni_bertnas.tasks import TASKS
+    from nni_bertnas.teacher import ensure_teacher, find_teacher
+    from nni_bertnas.tracking import open_tracker
+
+    start = time.perf_counter()
+    result = find_teacher(study)
+    reused = result is not None
+    if result is None:
+        with (
+            open_tracker(study, "teacher", study.task.name) as tracker,
+            console.status("teacher: fine-tuning …") as status,
+        ):
+
+            def show(metrics: Any) -> None:
+                tracker.epoch(metrics, "train_loss")
+                epoch = f"epoch {metrics['epoch'] + 1:.0f} of {study.teacher.epochs}"
+                done = f"{epoch}, train loss {metrics['train_loss']:.3f}"
+                status.update(f"teacher: {done}")
+                console.print(f"teacher: {done}, {time.perf_counter() - start:.0f} s", highlight=False)
+
+            result = ensure_teacher(study, show)
+        record_seconds(study, "teacher", time.perf_counter() - start)
+    metric = TASKS[study.task.name].metric
+    kept = " (reused)" if reused else f", {time.perf_counter() - start:.0f} s"
+    console.print(f"teacher: dev {metric} {result['dev'][metric] * 100:.2f} %{kept}", highlight=False)
+
+
+def _features(study: Study, console: "Console") -> None:
+    from nni_bertnas.features import ensure_features, find_features
+    from nni_bertnas.report import record_seconds
+
+    start = time.perf_counter()
+    reused = find_features(study) is not None
+    with console.status("features: the teacher runs once over the data …"):
+        result = ensure_features(study)
+    if not reused:
+        record_seconds(study, "features", time.perf_counter() - start)
+    kept = " (reused)" if reused else f", {time.perf_counter() - start:.0f} s"
+    console.print(f"features: edges {result['edges']}, {result['num_bytes'] / 1e6:.0f} MB{kept}", highlight=False)
+
+
+def _phase(study: Study, study_path: Path, name: str, console: "Console") -> None:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from nni_bertnas.experiments import PHASES, make_config, run_experiment
+    from nni_bertnas.features import study_edges
+    from nni_bertnas.report import record_seconds
+
+    phase_module = PHASES[name]
+    units = phase_module.units(study, len(study_edges(study)) - 1)
+    if all(phase_module.find(study, **unit) is not None for unit in units):
+        console.print(f"{name}: {len(units)} result(s) (reused)", highlight=False)
+        return
+    start = time.perf_counter()
+    columns = [
+        TextColumn(name),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    ]
+    done: set[str] = set()
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("starting NNI", total=len(units))
+
+        def show(jobs: list[Any], address: str) -> None:
+            if not bar.tasks[0].fields.get("told"):
+                console.print(f"{name}: {len(units)} trial(s), web UI at {address}", highlight=False)
+                bar.update(task, told=True)
+            for job in jobs:
+                if job.status == "SUCCEEDED" and job.trialJobId not in done:
+                    done.add(job.trialJobId)
+                    console.print(f"{name}: {_describe(job)}", highlight=False)
+            bar.update(task, completed=len(done), description=address)
+
+        run_experiment(make_config(study, study_path, name, units), study.nni.port, show)
+    record_seconds(study, name, time.perf_counter() - start)
+
+
+def _describe(job: Any) -> str:
+    import json
+
+    unit = " ".join(f"{key} {value}" for key, value in job.hyperParameters[0].parameters.items())
+    metrics = json.loads(json.loads(job.finalMetricData[0].data)) if job.finalMetricData else {}
+    numbers = (
+        ", ".join(f"{key} {value:,.4g}" for key, value in metrics.items()) if isinstance(metrics, dict) else metrics
+    )
+    seconds = (job.endTime - job.startTime) / 1000
+    return f"{unit}: {numbers}, {seconds:.0f} s"

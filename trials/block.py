@@ -1,0 +1,7 @@
+"""One NNI trial of the block phase."""
+
+from nni_bertnas.phases import block
+from trials.runner import run_trial
+
+if __name__ == "__main__":
+    run_trial("block", ("block",), block.run)

@@ -1,0 +1,7 @@
+"""One NNI trial of the cell phase."""
+
+from nni_bertnas.phases import cell
+from trials.runner import run_trial
+
+if __name__ == "__main__":
+    run_trial("cell", ("block", "depth"), cell.run)

@@ -1,0 +1,59 @@
+"""The part that the three trial scripts share."""
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from nni_bertnas import quiet_libraries
+from nni_bertnas.config import load_study
+from nni_bertnas.errors import BertnasError, ConfigError
+from nni_bertnas.tracking import NniChannel, open_tracker
+
+
+def run_trial(phase: str, names: tuple[str, ...], run: Callable[..., dict[str, Any]]) -> None:
+    """Run one NNI trial and exit: parameters in, one phase call, metrics out.
+
+    Args:
+        phase: Name of the phase.
+        names: The parameters that the trial takes from NNI, all whole numbers.
+        run: The phase's `run`.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m trials.{phase}", description=f"One NNI trial of the {phase} phase."
+    )
+    parser.add_argument("--study", required=True, help="the study's YAML file")
+    arguments = parser.parse_args()
+    quiet_libraries()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        study = load_study(arguments.study)
+        channel = NniChannel()
+        parameters = _check(phase, names, channel.parameters)
+        from nni_bertnas.training import set_threads
+
+        set_threads(study.nni.concurrency, study.nni.threads)
+        unit = "_".join(f"{name}{value}" for name, value in parameters.items())
+        with open_tracker(study, phase, unit, channel) as tracker:
+            run(study, **parameters, tracker=tracker)
+    except BertnasError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _check(phase: str, names: tuple[str, ...], parameters: dict[str, Any]) -> dict[str, int]:
+    wrong = sorted(set(parameters) ^ set(names))
+    if wrong or not all(isinstance(value, int) for value in parameters.values()):
+        raise ConfigError(
+            f"searchSpace: a {phase} trial takes {', '.join(names)} as whole numbers, got {parameters}; run it "
+            f"through nnictl create --config experiment_configs/{phase}.yml"
+        )
+    return {name: parameters[name] for name in names}
+
+
+def _stop(signal_number: int, frame: Any) -> NoReturn:
+    # NNI ends a trial with SIGTERM; as an exception it lets half-written folders be removed.
+    sys.exit(128 + signal_number)

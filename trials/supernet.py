@@ -1,0 +1,7 @@
+"""One NNI trial of the supernet phase."""
+
+from nni_bertnas.phases import supernet
+from trials.runner import run_trial
+
+if __name__ == "__main__":
+    run_trial("supernet", ("seed",), supernet.run)
