@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nni_bertnas.config import Study
+from nni_bertnas.data import UNLABELLED
 from nni_bertnas.distill import LOGIT_LOSSES, hidden_loss
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.features import FeatureStore
@@ -109,10 +111,12 @@ class StudentDistillation(pl.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The weighted sum of the three losses of one batch."""
         distill = self.study.distill
-        output = self.student(batch["input_ids"], batch["mask"], labels=batch["labels"], output_hidden_states=True)
+        output = self.student(batch["input_ids"], batch["mask"], output_hidden_states=True)
+        labels = batch["labels"]
+        label_losses = F.cross_entropy(output.logits, labels, ignore_index=UNLABELLED, reduction="sum")
         losses = {
             "logit_loss": LOGIT_LOSSES[distill.logit_loss](output.logits, batch["logits"], distill.temperature),
-            "label_loss": output.loss,
+            "label_loss": label_losses / (labels != UNLABELLED).sum().clamp(min=1),
         }
         loss = distill.logit_weight * losses["logit_loss"] + distill.label_weight * losses["label_loss"]
         if distill.hidden_weight:
@@ -120,7 +124,7 @@ class StudentDistillation(pl.LightningModule):
             losses["hidden_loss"] = hidden_loss(mapped, batch["hidden"], self.variances, batch["mask"])
             loss = loss + distill.hidden_weight * losses["hidden_loss"]
         logged = {name: value.detach() for name, value in {"train_loss": loss, **losses}.items()}
-        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(batch["labels"]))
+        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:

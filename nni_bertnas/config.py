@@ -36,12 +36,15 @@ class TaskConfig:
     source: Literal["package", "glue"] = "package"  # installed PyPI package, or the classic GLUE folder
     data_dir: str | None = None  # folder holding SST-2/ (source: glue), relative to the working directory
     max_length: Annotated[int, Field(ge=8, le=512)] = 128  # word pieces a text is cut to
+    transfer_rows: Natural = 0  # unlabelled sentences added to what the student learns from (source: package)
     max_train_rows: Annotated[int, Field(ge=16)] | None = None  # a stratified part of train; null takes all
 
     @model_validator(mode="after")
     def _source_fits(self) -> "TaskConfig":
         if self.source == "glue" and self.data_dir is None:
             raise ValueError("data_dir must name the GLUE folder when source is glue")
+        if self.source == "glue" and self.transfer_rows:
+            raise ValueError("transfer_rows must be 0 when source is glue, which has no unlabelled text")
         return self
 
 
@@ -88,6 +91,7 @@ class CellConfig:
     operations: Literal["textnas", "adabert", "kimcnn"] = "textnas"  # a key of operations.OPERATION_SETS
     depths: Annotated[list[Positive], Field(min_length=1)] = dataclasses.field(default_factory=lambda: [1, 2])
     strategy: Literal["darts", "random"] = "darts"  # a key of strategies.STRATEGIES
+    max_rows: Annotated[int, Field(ge=16)] | None = None  # of train used by the search; null takes all
     epochs: Positive = 2  # of the search (darts), or of each sampled architecture (random)
     batch_size: Positive = 64  # rows
     learning_rate: Rate = 2e-3
@@ -172,8 +176,8 @@ class NniConfig:
     """How `bertnas` starts NNI experiments."""
 
     port: Annotated[int, Field(ge=1024, le=65535)] = 8080  # of the web UI; the next free one is taken
-    concurrency: Positive = 2  # trials at a time
-    threads: Positive | None = None  # per trial; null: cores / concurrency
+    concurrency: Positive = 2  # cell and block trials at a time; supernet trials go one by one, as they measure latency
+    threads: Positive | None = None  # per cell or block trial; null: cores / concurrency
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SPLITS = ("train", "dev", "test")
+UNLABELLED = -100  # PyTorch's cross-entropy passes over it
 _SPLIT_SEED = 20  # fixed for good: scores of different studies stay comparable
 _log = logging.getLogger(__name__)
 
@@ -77,6 +79,30 @@ def data_fingerprint(task: TaskConfig) -> str:
     """A hash of the task's settings and the content of its files."""
     contents = [file_fingerprint(file) for file in source_files(task)]
     return fingerprint(task.name, task.max_length, task.max_train_rows, _SPLIT_SEED, contents)
+
+
+def load_transfer(task: TaskConfig) -> Rows:
+    """Unlabelled text of the task's domain, labelled by the teacher alone: what a student can learn from beside train.
+
+    For rotten_tomatoes, sentences of 8 to 40 words out of the package's IMDB reviews, whose own labels are not read;
+    none that stands in the task's rows. A fixed choice: fewer rows are a part of more.
+    """
+    if not task.transfer_rows:
+        return Rows([], [])
+    with source_files(task)[0].open(encoding="utf-8", newline="") as file:
+        reviews = list(csv.DictReader(file))
+    own = {row["text"] for row in reviews if row["source"] == "rotten_tomatoes"}
+    sentences = {
+        sentence: None  # a dict keeps the order that a set would lose
+        for row in reviews
+        if row["source"] == "imdb"
+        for sentence in re.split(r"(?<=[.!?])\s+", row["text"].replace("<br />", " ").lower())
+        if 8 <= len(sentence.split()) <= 40 and sentence not in own
+    }
+    if task.transfer_rows > len(sentences):
+        raise ConfigError(f"task.transfer_rows must be at most {len(sentences)}, the sentences there are")
+    everything = Rows(list(sentences), [UNLABELLED] * len(sentences))
+    return everything.take(np.random.default_rng(_SPLIT_SEED).permutation(len(sentences))[: task.transfer_rows])
 
 
 def load_rows(task: TaskConfig) -> dict[str, Rows]:

@@ -76,6 +76,7 @@ class CellDistillation(LightningModule):
         return adamw_linear(self.model.parameters(), self.learning_rate, self.weight_decay, 0.05, self.steps)
 
 
+@nni.trace
 class DistillationEvaluator(Lightning):
     """NNI evaluator of one block, for one-shot and multi-trial strategies alike.
 
@@ -93,7 +94,8 @@ class DistillationEvaluator(Lightning):
         weight_decay: Of AdamW.
         gradient_clip: Norm; a one-shot strategy is given its own.
         architecture_share: Part of train that a one-shot strategy gets for its architecture; 0 for multi-trial.
-        seed: Of the order and the split.
+        max_rows: Rows of train that are used, the same for every epoch; None takes all.
+        seed: Of the order, the choice and the split.
         report: Takes the metrics of every epoch.
         on_trained: Takes each cell that a multi-trial strategy had trained, with its score.
     """
@@ -111,6 +113,7 @@ class DistillationEvaluator(Lightning):
         weight_decay: float = 0.01,
         gradient_clip: float = 1.0,
         architecture_share: float = 0.0,
+        max_rows: int | None = None,
         seed: int = 0,
         report: Report = lambda metrics: None,
         on_trained: OnTrained = lambda cell, score: None,
@@ -119,10 +122,10 @@ class DistillationEvaluator(Lightning):
         self.epochs, self.batch_size, self.gradient_clip = epochs, batch_size, gradient_clip
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.seed, self.report, self.on_trained = seed, report, on_trained
-        order = np.random.default_rng(seed).permutation(len(train))
-        held = round(architecture_share * len(train))
-        weights = self._loader(order[held:], "train")
-        architecture = self._loader(order[:held], "architecture") if held else None
+        self.rows = np.random.default_rng(seed).permutation(len(train))[:max_rows]
+        held = round(architecture_share * len(self.rows))
+        weights = self._loader(self.rows[held:], "train")
+        architecture = self._loader(self.rows[:held], "architecture") if held else None
         steps = epochs * max(len(weights), len(architecture) if architecture is not None else 0)
         super().__init__(self._module(steps), self._trainer(epochs, clip=False), weights, architecture)
 
@@ -155,7 +158,7 @@ class DistillationEvaluator(Lightning):
             parameter.copy_(value)
 
     def fit_cell(self, cell: nn.Module, epochs: int) -> float:
-        """Train one cell on all of train from the weights it has, and score it on dev.
+        """Train one cell from the weights it has on all rows there are for training, and score it on dev.
 
         Returns:
             Its block score, see :func:`block_score`.
@@ -164,7 +167,7 @@ class DistillationEvaluator(Lightning):
             CandidateError: The score is not a finite number.
         """
         if epochs:
-            loader = self._loader(np.arange(len(self.train)), "train")
+            loader = self._loader(self.rows, "train")
             # A fresh trainer every time, as Lightning's keep their state.
             Lightning(self._module(epochs * len(loader)), self._trainer(epochs, clip=True), loader).evaluate(cell)
         score = block_score(cell, self.dev, self.entry, self.exit)

@@ -45,7 +45,7 @@ def make_config(study: Study, study_path: Path, phase: str, units: list[dict[str
     command = [sys.executable, "-m", f"trials.{phase}", "--study", str(study_path.resolve())]
     config.trial_command = shlex.join(command)
     config.trial_code_directory = str(Path.cwd())
-    config.trial_concurrency = study.nni.concurrency
+    config.trial_concurrency = 1 if phase == "supernet" else study.nni.concurrency
     config.max_trial_number = len(units)
     config.tuner = AlgorithmConfig(name="GridSearch")
     config.search_space = {
@@ -136,6 +136,7 @@ def check_nni_yaml(path: Path) -> list[str]:
     NNI's own reader checks its keys; then the trial command, the study it names, and the search space are checked.
     """
     from nni.experiment.config import ExperimentConfig
+    from nni.experiment.config.utils import unset_base_path
 
     from nni_bertnas.config import load_study
 
@@ -143,7 +144,8 @@ def check_nni_yaml(path: Path) -> list[str]:
     try:
         config = ExperimentConfig.load(path)
         config.validate()
-    except Exception as error:  # NNI raises whatever it likes
+    except Exception as error:  # NNI raises whatever it likes, and does not tidy up
+        unset_base_path()
         return [f"{path}: NNI refuses it: {error}"]
     words = shlex.split(config.trial_command)
     phase = next((word.removeprefix("trials.") for word in words if word.startswith("trials.")), "")

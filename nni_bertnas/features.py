@@ -19,7 +19,15 @@ from numpy.lib.format import open_memmap
 
 from nni_bertnas.artifacts import RunDirectory, atomic_folder, fingerprint, read_result, write_result
 from nni_bertnas.config import Study, resolve_boundaries
-from nni_bertnas.data import LengthBatches, TokenDataset, load_rows, ragged_positions, tokenize
+from nni_bertnas.data import (
+    LengthBatches,
+    Rows,
+    TokenDataset,
+    load_rows,
+    load_transfer,
+    ragged_positions,
+    tokenize,
+)
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.teacher import load_teacher, teacher_fingerprint
 
@@ -45,7 +53,7 @@ class FeatureStore:
         try:
             self.index: dict[str, Any] = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise PhaseError(f"{self.folder} holds no feature store; make it with: bertnas features STUDY") from error
+            raise PhaseError(f"{self.folder} holds no features; make them with: bertnas features STUDY") from error
         self.edges: list[int] = self.index["edges"]
         self.hidden_size: int = self.index["hidden_size"]
 
@@ -70,7 +78,7 @@ class FeatureStore:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """`(num_rows,)`."""
+        """`(num_rows,)`; data.UNLABELLED where a row has none."""
         return np.asarray(self._array("labels"))
 
     @cached_property
@@ -153,7 +161,7 @@ class FeatureDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
 def features_fingerprint(study: Study, edges: Sequence[int]) -> str:
     """A hash of teacher, data and edges."""
-    return fingerprint(teacher_fingerprint(study), list(edges))
+    return fingerprint(teacher_fingerprint(study), study.task.transfer_rows, list(edges))
 
 
 def study_edges(study: Study) -> list[int]:
@@ -174,7 +182,9 @@ def find_features(study: Study) -> dict[str, Any] | None:
 
 
 def ensure_features(study: Study) -> dict[str, Any]:
-    """Build the store of train and dev unless it is there; processes that start together build it once.
+    """Build the store of train (transfer rows last) and dev unless it is there.
+
+    Processes that start together build it once.
 
     Returns:
         The store's result: fingerprint, edges, seconds, bytes.
@@ -201,8 +211,9 @@ def _build(study: Study, target: Path) -> dict[str, Any]:
     edges = study_edges(study)
     splits = load_rows(study.task)
     with atomic_folder(target) as folder:
-        for split in ("train", "dev"):
-            rows = splits[split]
+        transfer = load_transfer(study.task)
+        train = Rows(splits["train"].texts + transfer.texts, splits["train"].labels + transfer.labels)
+        for split, rows in (("train", train), ("dev", splits["dev"])):
             data = TokenDataset(tokenize(tokenizer, rows, study.task.max_length), rows.labels)
             write_split(folder / split, teacher, data, edges, tokenizer.pad_token_id or 0)
         size = sum(file.stat().st_size for file in folder.rglob("*.npy"))

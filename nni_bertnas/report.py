@@ -62,11 +62,10 @@ def show(study: Study, console: "Console") -> None:
 
 def comparison(study: Study, result: Mapping[str, Any]) -> "Table":
     """The closing table."""
-    import torch
     from rich.table import Table
 
     metric = TASKS[study.task.name].metric
-    table = Table(title=f"{study.name}: teacher against student, {torch.get_num_threads()} thread(s) here")
+    table = Table(title=f"{study.name}: teacher against student, {result['num_threads']} thread(s)")
     for column in ("", "teacher", "student", "student / teacher"):
         table.add_column(column, justify="left" if not column else "right")
     teacher, student = result["teacher"], result["student"]

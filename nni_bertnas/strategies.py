@@ -53,10 +53,14 @@ class Search:
         """Run one `NasExperiment` in this process (NNI's sequential engine)."""
         from nni.nas.experiment import NasExperiment, NasExperimentConfig
 
-        config = NasExperimentConfig("sequential", model_format, "local")
+        config = NasExperimentConfig("sequential", model_format)
         config.experiment_working_directory = str(self.folder.resolve())
         config.max_trial_number = max_trials
-        NasExperiment(self.space, evaluator, strategy, config).run(port=0)
+        experiment = NasExperiment(self.space, evaluator, strategy, config)
+        try:
+            experiment.run(port=0)
+        finally:
+            experiment.stop()
 
 
 def search_darts(search: Search) -> list[Found]:

@@ -28,6 +28,7 @@ def run_trial(phase: str, names: tuple[str, ...], run: Callable[..., dict[str, A
     arguments = parser.parse_args()
     quiet_libraries()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("nni").propagate = False  # it has its own handler
     signal.signal(signal.SIGTERM, _stop)
     try:
         study = load_study(arguments.study)
@@ -35,7 +36,8 @@ def run_trial(phase: str, names: tuple[str, ...], run: Callable[..., dict[str, A
         parameters = _check(phase, names, channel.parameters)
         from nni_bertnas.training import set_threads
 
-        set_threads(study.nni.concurrency, study.nni.threads)
+        if phase != "supernet":  # which runs alone
+            set_threads(study.nni.concurrency, study.nni.threads)
         unit = "_".join(f"{name}{value}" for name, value in parameters.items())
         with open_tracker(study, phase, unit, channel) as tracker:
             run(study, **parameters, tracker=tracker)

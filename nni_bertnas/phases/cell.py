@@ -97,6 +97,7 @@ def _search(study: Study, block: int, depth: int, tracker: Tracker, edges: list[
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         gradient_clip=config.gradient_clip,
+        max_rows=config.max_rows,
         seed=seed,
         report=lambda metrics: tracker.epoch(metrics, "train_loss"),
     )

@@ -5,6 +5,8 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from nni_bertnas.artifacts import RunDirectory, atomic_folder, fingerprint, read_result, write_result
 from nni_bertnas.candidates import Candidate, load_cell
 from nni_bertnas.config import Study, study_to_dict
@@ -118,7 +120,7 @@ def _train(study: Study, seed: int, tracker: Tracker) -> dict[str, Any]:
 
     edges = train.edges[1:] if study.distill.hidden_weight else ()
     loader = _loader(FeatureDataset(train, edges, tokens=True), config.batch_size, shuffle=True, seed=seed)
-    module = StudentDistillation(student, picked, train, study, metric, len(loader) * config.epochs)
+    module = StudentDistillation(student.train(), picked, train, study, metric, len(loader) * config.epochs)
     best = KeepBest(f"dev_{metric}", student)
     report = EpochReport(lambda metrics: tracker.epoch(metrics, f"dev_{metric}"))
     fit(module, loader, dev_loader, config.epochs, [best, report])
@@ -149,6 +151,7 @@ def _train(study: Study, seed: int, tracker: Tracker) -> dict[str, Any]:
         "epoch_of_best": best.epoch,
         **sides,
         "speedup": latency_ms["teacher"] / latency_ms["student"],
+        "num_threads": torch.get_num_threads(),
         "seconds": time.perf_counter() - start,
     }
     with atomic_folder(run_directory.supernet(seed)) as folder:

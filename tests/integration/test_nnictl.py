@@ -1,0 +1,115 @@
+"""The three experiment files, as they are, through real nnictl, on real text with a real teacher."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from nni_bertnas.artifacts import RunDirectory
+from nni_bertnas.config import load_study
+from nni_bertnas.experiments import free_port
+from search_space.student import StudentForSequenceClassification
+
+pytestmark = pytest.mark.integration
+REPOSITORY = Path(__file__).parents[2]
+DEADLINE_SECONDS = 420
+
+
+class Project:
+    """A folder with the experiment files untouched and a small study in the demo's place."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        configs = root / "experiment_configs"
+        shutil.copytree(REPOSITORY / "experiment_configs", configs)
+        self.study_path = configs / "studies" / "demo.yml"
+        fields = yaml.safe_load(self.study_path.read_text())
+        fields["task"] |= {"max_train_rows": 384}
+        fields["teacher"] |= {"epochs": 1}
+        fields["cell"] |= {"epochs": 2, "candidates": 2}
+        fields["block"] = {"epochs": 1, "candidates": 2}
+        fields["supernet"] = {"epochs": 2, "budget": {"max_params": 6_000_000}}
+        self.study_path.write_text(yaml.safe_dump(fields))
+        home = root / "home"
+        home.mkdir()
+        # `python` in the trial commands is the one of the virtual environment, as when it is activated.
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.environment = {**os.environ, "PATH": path, "HOME": str(home), "HF_HUB_OFFLINE": "1"}
+
+    def nnictl(self, *arguments: str) -> str:
+        done = subprocess.run(
+            ["nnictl", *arguments], cwd=self.root, env=self.environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def run(self, phase: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """One experiment to its end; its trials and their metrics as NNI's REST API gives them."""
+        port = free_port(8190)
+        self.nnictl("create", "--config", f"experiment_configs/{phase}.yml", "--port", str(port))
+        try:
+            deadline = time.monotonic() + DEADLINE_SECONDS
+            while (status := get(port, "check-status")["status"]) in (
+                "INITIALIZED",
+                "RUNNING",
+                "NO_MORE_TRIAL",
+                "TUNER_NO_MORE_TRIAL",
+            ):
+                assert time.monotonic() < deadline, f"{phase} is still {status}"
+                time.sleep(1)
+            return get(port, "trial-jobs"), get(port, "metric-data")
+        finally:
+            self.nnictl("stop", "--port", str(port))
+
+
+def get(port: int, what: str) -> Any:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/nni/{what}", timeout=30) as answer:
+        return json.load(answer)
+
+
+def check(jobs: list[dict[str, Any]], metrics: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Every trial succeeded, with a finite final metric and a curve; returns the final metrics."""
+    assert [job["status"] for job in jobs] == ["SUCCEEDED"] * count
+    finals = []
+    for job in jobs:
+        own = [metric for metric in metrics if metric["trialJobId"] == job["trialJobId"]]
+        values = {
+            kind: [json.loads(json.loads(m["data"])) for m in own if m["type"] == kind]
+            for kind in ("PERIODICAL", "FINAL")
+        }
+        assert len(values["FINAL"]) == 1 and len(values["PERIODICAL"]) >= 1, job["trialJobId"]
+        for value in values["FINAL"] + values["PERIODICAL"]:
+            assert all(isinstance(number, int | float) and abs(number) < float("inf") for number in value.values())
+        finals.append(values["FINAL"][0])
+    return finals
+
+
+def test_the_three_experiments_end_in_a_student_that_loads(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    jobs, metrics = project.run("cell")
+    finals = check(jobs, metrics, 6)
+    assert all(0 < final["default"] < 1 and final["num_params"] > 0 and final["latency_ms"] > 0 for final in finals)
+    curves = [json.loads(json.loads(m["data"])) for m in metrics if m["type"] == "PERIODICAL"]
+    assert sum("architecture_entropy" in point for point in curves) == 6 * 2  # DARTS, every epoch of every trial
+
+    jobs, metrics = project.run("block")
+    assert len(check(jobs, metrics, 3)) == 3
+
+    jobs, metrics = project.run("supernet")
+    (final,) = check(jobs, metrics, 1)
+    assert final["default"] > 0.5 and final["speedup"] > 1
+
+    run = RunDirectory(load_study(project.study_path))
+    folder = project.root / run.supernet(0) / "student"
+    student = StudentForSequenceClassification.from_pretrained(folder).eval()
+    assert student(torch.tensor([[101, 2307, 3185, 102]])).logits.isfinite().all()
+    assert sum(parameter.numel() for parameter in student.parameters()) == final["num_params"]

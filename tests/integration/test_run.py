@@ -1,0 +1,73 @@
+"""`bertnas run` through real NNI on the tiny study."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import tiny_study
+
+from nni_bertnas.artifacts import RunDirectory
+from nni_bertnas.config import study_to_yaml
+
+pytestmark = pytest.mark.integration
+
+
+def start(root: Path, *arguments: str) -> subprocess.Popen:
+    command = [str(Path(sys.executable).with_name("bertnas")), "run", "study.yml", *arguments]
+    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def nni_processes(root: Path) -> list[str]:
+    """Command lines of running processes that work for a study under `root`."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(root) in line and int(process.name) != os.getpid() and ("nni" in line or "trials." in line):
+            found.append(line)
+    return found
+
+
+def test_run_reuse_force_and_interrupt(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path)
+    (tmp_path / "study.yml").write_text(study_to_yaml(study))
+    first = start(tmp_path)
+    text, _ = first.communicate(timeout=400)
+    assert first.returncode == 0, text
+    for part in (
+        "web UI at http://127.0.0.1:",
+        "block 0 depth 1: default",
+        "test accuracy",
+        "wall time: teacher",
+        "student:",
+    ):
+        assert part in text, text
+    assert not nni_processes(tmp_path)
+    results = RunDirectory(study).supernet(0) / "result.json"
+    made = results.stat().st_mtime_ns
+
+    second = start(tmp_path)
+    text, _ = second.communicate(timeout=100)
+    assert second.returncode == 0 and text.count("(reused)") == 5, text
+    assert results.stat().st_mtime_ns == made
+
+    third = start(tmp_path, "--force", "block")
+    assert third.stdout is not None
+    for line in third.stdout:
+        if line.startswith("block: 2 trial(s)"):
+            break
+    time.sleep(6)  # trials are starting or under way
+    third.send_signal(signal.SIGINT)
+    text, _ = third.communicate(timeout=60)
+    assert third.returncode == 130 and "interrupted" in text, text
+    deadline = time.monotonic() + 20
+    while (left := nni_processes(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not left
+    assert not results.exists() and not list((RunDirectory(study).root).glob("*/.*.*/"))

@@ -1,0 +1,135 @@
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+import yaml
+
+from nni_bertnas.config import (
+    CellConfig,
+    DistillConfig,
+    TaskConfig,
+    TeacherConfig,
+    load_study,
+    parse_study,
+    resolve_boundaries,
+    study_to_dict,
+    study_to_yaml,
+)
+from nni_bertnas.distill import LOGIT_LOSSES
+from nni_bertnas.errors import ConfigError
+from nni_bertnas.experiments import check_nni_yaml
+from nni_bertnas.strategies import STRATEGIES
+from nni_bertnas.tasks import TASKS
+from search_space.operations import OPERATION_SETS
+
+CONFIGS = Path(__file__).parents[1] / "experiment_configs"
+
+
+def test_every_problem_is_reported_at_once_with_its_path() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_study(
+            {
+                "name": "a/b",
+                "zork": 1,
+                "cell": {"depths": [0, "x"], "learning_rate": -1, "strategy": "dart", "colour": 2},
+                "distill": {"temperature": -1},
+                "teacher": {"epochs": "3"},
+                "task": 3,
+                "supernet": {"budget": {"max_params": "many"}},
+            }
+        )
+    text = str(caught.value)
+    for path in (
+        "name:", "zork: unknown key", "cell.depths.0:", "cell.depths.1:", "cell.learning_rate:", "cell.strategy:",
+        "cell.colour: unknown key", "distill.temperature:", "teacher.epochs:", "task:", "supernet.budget.max_params:",
+    ):  # fmt: skip
+        assert f"  {path}" in text, path
+    assert "got -1" in text and "'darts' or 'random'" in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"teacher": {"num_blocks": 2, "boundaries": [0, 6]}}, "keep one"),
+        ({"teacher": {"boundaries": [0, 4, 2]}}, "must rise"),
+        ({"teacher": {"boundaries": [1, 4]}}, "start at 0"),
+        ({"task": {"name": "sst2", "source": "glue"}}, "data_dir"),
+        ({"cell": {"depths": [1, 1]}}, "depths must differ"),
+        ({"cell": {"epochs": 2, "warmup_epochs": 2}}, "warmup_epochs"),
+        ({"distill": {"logit_weight": 0, "hidden_weight": 0, "label_weight": 0}}, "nothing would be learnt"),
+        ({"name": None}, "name"),
+    ],
+)
+def test_impossible_combinations(fields: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_study({"name": "x", **fields})
+
+
+def test_yaml_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "study.yml"
+    path.write_text("name: x\nseed: 3\ncell: {learning_rate: 1e-3, depths: [2]}\ntracking: {wandb: off}\n")
+    study = load_study(path)
+    assert study.cell.learning_rate == 1e-3 and study.tracking.wandb == "off" and study.cell.depths == [2]
+    assert parse_study(yaml.safe_load(study_to_yaml(study))) == study
+    assert parse_study(study_to_dict(study)) == study
+
+
+@pytest.mark.parametrize("text", ["name: x\nname: y\n", "name: [x\n", "- 1\n"])
+def test_bad_yaml_is_a_config_error(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "study.yml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"study\.yml"):
+        load_study(path)
+
+
+def test_missing_file() -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_study("nowhere.yml")
+
+
+def test_names_in_the_configuration_are_the_keys_of_the_tables() -> None:
+    for owner, field, table in (
+        (CellConfig, "strategy", STRATEGIES),
+        (CellConfig, "operations", OPERATION_SETS),
+        (TaskConfig, "name", TASKS),
+        (DistillConfig, "logit_loss", LOGIT_LOSSES),
+    ):
+        assert set(get_args(get_type_hints(owner)[field])) == set(table)
+
+
+def test_boundaries() -> None:
+    assert resolve_boundaries(TeacherConfig(), 6) == [0, 2, 4, 6]
+    assert resolve_boundaries(TeacherConfig(num_blocks=4), 6) == [0, 2, 3, 4, 6]
+    assert resolve_boundaries(TeacherConfig(boundaries=[0, 1, 6]), 6) == [0, 1, 6]
+    with pytest.raises(ConfigError, match="must end at 6"):
+        resolve_boundaries(TeacherConfig(boundaries=[0, 5]), 6)
+    with pytest.raises(ConfigError, match="at most 6"):
+        resolve_boundaries(TeacherConfig(num_blocks=7), 6)
+
+
+def test_every_shipped_file_validates() -> None:
+    studies = sorted(CONFIGS.glob("studies/**/*.yml"))
+    experiments = sorted(CONFIGS.glob("*.yml"))
+    assert len(studies) == 1 and len(experiments) == 3
+    for path in studies:
+        load_study(path)
+    for path in experiments:
+        assert check_nni_yaml(path) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("trialConcurrency: 2", "trialConcurency: 2", "NNI refuses it"),
+        ("trials.cell", "trials.sell", "trialCommand must be"),
+        ("studies/demo.yml", "studies/none.yml", "cannot be read"),
+        ("  depth:", "  width:", "searchSpace must have block, depth"),
+    ],
+)
+def test_a_wrong_nni_file_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    text = (CONFIGS / "cell.yml").read_text().replace("trialCodeDirectory: ..", f"trialCodeDirectory: {CONFIGS.parent}")
+    assert old in text
+    path = tmp_path / "cell.yml"
+    path.write_text(text.replace(old, new))
+    problems = check_nni_yaml(path)
+    assert any(message in problem for problem in problems), problems

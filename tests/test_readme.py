@@ -1,0 +1,25 @@
+"""The Python example of the README, run as it is written."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from nni_bertnas.artifacts import RunDirectory
+from nni_bertnas.config import Study
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_the_python_example_runs(built: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    folder = "runs/demo/features"
+    assert folder in example and "NasExperiment(" in example
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names: dict = {}
+    exec(example.replace(folder, str(RunDirectory(built).features)).replace("hidden_size=128", "hidden_size=16"), names)
+    assert set(names["architecture"]) == {"layer_0", "layer_1"}
+
+
+def test_the_readme_gives_both_commands() -> None:
+    assert "make run" in README and "make test" in README

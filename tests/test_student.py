@@ -1,0 +1,107 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+
+from nni_bertnas.chain import check_chain
+from nni_bertnas.errors import PhaseError
+from search_space.student import StudentConfig, StudentForSequenceClassification, build_cell
+
+CELLS = [["convolution_3", "attention_4"], ["bidirectional_gru"], ["max_pool_3"]]
+
+
+def make_student(teacher_size: int = 32, hidden_size: int = 16) -> StudentForSequenceClassification:
+    torch.manual_seed(0)
+    config = StudentConfig(
+        cells=CELLS, teacher_hidden_size=teacher_size, hidden_size=hidden_size, embedding_size=8, vocab_size=100,
+        max_position_embeddings=20, id2label={0: "negative", 1: "positive"}, label2id={"negative": 0, "positive": 1},
+    )  # fmt: skip
+    return StudentForSequenceClassification(config).eval()
+
+
+def batch() -> dict[str, torch.Tensor]:
+    mask = torch.tensor([[1] * 9, [1] * 4 + [0] * 5]).bool()
+    return {"input_ids": torch.randint(1, 100, (2, 9)) * mask, "mask": mask}
+
+
+@pytest.mark.parametrize("hidden_size", [16, 32])
+def test_chained_student_is_its_blocks_one_after_another(hidden_size: int) -> None:
+    student = make_student(32, hidden_size)
+    cells = [build_cell(names, 32, hidden_size).eval() for names in CELLS]
+    with pytest.raises(PhaseError, match="differs from its blocks"):
+        check_chain(student, cells, batch())
+    student.load_cells(cells)
+    assert check_chain(student, cells, batch()) < 1e-4
+    student.cells[1][0].operation.ahead.weight_ih_l0.data += 1
+    with pytest.raises(PhaseError, match="differs from its blocks"):
+        check_chain(student, cells, batch())
+
+
+def test_padding_never_changes_the_logits() -> None:
+    student, one = make_student(), batch()
+    alone = student(one["input_ids"][1:, :4], one["mask"][1:, :4]).logits
+    torch.testing.assert_close(student(one["input_ids"], one["mask"].long()).logits[1:], alone)
+    torch.testing.assert_close(student(one["input_ids"][1:, :4]).logits, alone)
+
+
+def test_reload_gives_equal_logits(tmp_path: Path) -> None:
+    student, one = make_student(), batch()
+    student.save_pretrained(tmp_path)
+    for loaded in (
+        StudentForSequenceClassification.from_pretrained(tmp_path),
+        AutoModelForSequenceClassification.from_pretrained(tmp_path),
+    ):
+        assert torch.equal(loaded(one["input_ids"], one["mask"]).logits, student(one["input_ids"], one["mask"]).logits)
+        assert loaded.config.id2label == {0: "negative", 1: "positive"} and loaded.config.cells == CELLS
+
+
+def test_a_saved_student_loads_where_this_project_is_not(tmp_path: Path) -> None:
+    student, one = make_student(), batch()
+    student.save_pretrained(tmp_path / "student")
+    torch.save((one, student(one["input_ids"], one["mask"]).logits), tmp_path / "expected.pt")
+    script = f"""
+import sys, torch
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("nni", "search_space", "nni_bertnas", "trials"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+from transformers import AutoModelForSequenceClassification
+model = AutoModelForSequenceClassification.from_pretrained({str(tmp_path / "student")!r}, trust_remote_code=True)
+one, expected = torch.load({str(tmp_path / "expected.pt")!r})
+assert torch.equal(model(one["input_ids"], one["mask"]).logits, expected)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_embeddings_start_as_the_teachers() -> None:
+    torch.manual_seed(0)
+    shape = BertConfig(vocab_size=100, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=8)
+    teacher = BertForSequenceClassification(shape).eval().bert.embeddings
+    ids = batch()["input_ids"]
+    differences = []
+    for rank in (8, 24, 32):
+        config = StudentConfig(teacher_hidden_size=32, embedding_size=rank, vocab_size=100, max_position_embeddings=20)
+        embeddings = StudentForSequenceClassification(config).eval().embeddings
+        embeddings.copy_from(teacher)
+        differences.append(float((embeddings(ids) - teacher(ids)).abs().mean()))
+    assert differences[0] > differences[1] > differences[2] and differences[2] < 1e-6
+
+
+def test_outputs() -> None:
+    student, one = make_student(), batch()
+    labels = torch.tensor([0, 1])
+    output = student(one["input_ids"], one["mask"], labels=labels, output_hidden_states=True)
+    assert output.logits.shape == (2, 2) and len(output.hidden_states) == 3
+    assert output.hidden_states[0].shape == (2, 9, 16)
+    torch.testing.assert_close(output.loss, torch.nn.functional.cross_entropy(output.logits, labels))
+    assert torch.equal(student(one["input_ids"], one["mask"], return_dict=False)[0], output.logits)
+
+
+def test_a_text_too_long_is_refused_with_the_remedy() -> None:
+    with pytest.raises(ValueError, match="truncation=True"):
+        make_student()(torch.ones(1, 21, dtype=torch.long))
