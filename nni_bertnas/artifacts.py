@@ -72,8 +72,11 @@ def fingerprint(*parts: Any) -> str:
 
 def file_fingerprint(path: Path) -> str:
     """A short hash of a file's content."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()[:16]
 
 
 @contextmanager

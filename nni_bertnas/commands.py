@@ -167,12 +167,7 @@ def _phase(study: Study, study_path: Path, name: str, console: "Console") -> Non
 
 
 def _describe(job: Any) -> str:
-    import json
-
     unit = " ".join(f"{key} {value}" for key, value in job.hyperParameters[0].parameters.items())
-    metrics = json.loads(json.loads(job.finalMetricData[0].data)) if job.finalMetricData else {}
-    numbers = (
-        ", ".join(f"{key} {value:,.4g}" for key, value in metrics.items()) if isinstance(metrics, dict) else metrics
-    )
-    seconds = (job.endTime - job.startTime) / 1000
-    return f"{unit}: {numbers}, {seconds:.0f} s"
+    metrics = job.finalMetricData[0].data if job.finalMetricData else {}
+    numbers = ", ".join(f"{key} {value:,.4g}" for key, value in metrics.items())
+    return f"{unit}: {numbers}, {(job.endTime - job.startTime) / 1000:.0f} s"

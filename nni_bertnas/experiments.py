@@ -69,6 +69,7 @@ def run_experiment(config: "ExperimentConfig", port: int, progress: Progress) ->
     """
     from nni.experiment import Experiment
 
+    logging.getLogger("nni").setLevel(logging.WARNING)
     experiment = Experiment(config)
     port = free_port(port)
     # The portal has no password: keep it on this machine.
@@ -92,8 +93,9 @@ def run_experiment(config: "ExperimentConfig", port: int, progress: Progress) ->
 
 
 def _why(experiment: "Experiment", config: "ExperimentConfig", job: Any) -> str:
-    path = Path(config.experiment_working_directory, experiment.id, "trials", job.trialJobId, "stderr")
-    tail = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] if path.exists() else []
+    root = Path(config.experiment_working_directory, experiment.id)
+    path = next(root.rglob(f"{job.trialJobId}/trial.stderr"), root)
+    tail = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] if path.is_file() else []
     parameters = job.hyperParameters[0].parameters if job.hyperParameters else {}
     return f"trial {parameters} ended {job.status}: {''.join(tail) or 'no message'} (all of it: {path})"
 

@@ -61,7 +61,7 @@ class FeatureStore:
         path = self.folder / f"{name}.npy"
         try:
             return np.load(path, mmap_mode="r")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise PhaseError(
                 f"{path} is missing or damaged; make it anew with: bertnas run STUDY --force features"
             ) from error

@@ -2,8 +2,10 @@
 
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from nni_bertnas.artifacts import RunDirectory
@@ -24,7 +26,8 @@ class NniChannel:
         from nni.runtime.trial_command_channel import get_default_trial_command_channel
 
         self._channel = get_default_trial_command_channel()
-        self.parameters: dict[str, Any] = nni.get_next_parameter() or {}
+        with _turn():
+            self.parameters: dict[str, Any] = nni.get_next_parameter() or {}
         self._parameter_id = nni.trial._params["parameter_id"] if nni.trial._params else None
         self._sequence = 0
 
@@ -41,6 +44,31 @@ class NniChannel:
     def final(self, value: Mapping[str, float]) -> None:
         """The trial's result; `default` is the main number."""
         self._send("FINAL", 0, value)
+
+
+@contextmanager
+def _turn(patience_seconds: float = 60.0) -> Iterator[None]:
+    """Let the trials of one machine ask NNI for their parameters in the order in which NNI made them.
+
+    NNI 3.0 hands parameters to trials in the order of their requests, whatever parameters it shows for them: of two
+    that start together, each may get the other's, and the web UI then shows results under the wrong parameters.
+    """
+    from nni.runtime.env_vars import trial_env_vars
+
+    number, output = int(trial_env_vars.NNI_TRIAL_SEQ_ID or -1), trial_env_vars.NNI_OUTPUT_DIR
+    if number < 0 or output is None or trial_env_vars.NNI_PLATFORM != "local":
+        yield
+        return
+    turns = Path(output).parent / "turns"
+    turns.mkdir(exist_ok=True)
+    deadline = time.monotonic() + patience_seconds
+    while number > 0 and not (turns / str(number - 1)).exists():
+        if time.monotonic() > deadline:
+            _log.warning("trial %d did not ask for its parameters; going on without it", number - 1)
+            break
+        time.sleep(0.05)
+    yield
+    (turns / str(number)).touch()
 
 
 class Tracker:
@@ -76,7 +104,7 @@ class Tracker:
         """Write out what W&B still holds."""
         if self._wandb_run is not None:
             try:
-                self._wandb_run.finish(quiet=True)
+                self._wandb_run.finish()
             except Exception as error:
                 _log.warning("Weights & Biases did not finish: %s", error)
 

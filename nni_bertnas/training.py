@@ -3,6 +3,7 @@
 import copy
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -91,9 +92,11 @@ def fit(
         KeyboardInterrupt: Lightning was interrupted.
     """
     trainer = pl.Trainer(gradient_clip_val=1.0, **trainer_options(epochs, callbacks))
-    trainer.fit(module, train, dev)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(module, train, dev)
+    except SystemExit as error:  # what Lightning makes of Ctrl-C, after it has switched off further ones
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise KeyboardInterrupt from error
 
 
 def adamw_linear(groups: Any, learning_rate: float, weight_decay: float, warmup: float, steps: int) -> dict[str, Any]:

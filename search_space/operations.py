@@ -155,7 +155,7 @@ class Zero(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """`(batch, seq, hidden)`, `(batch, seq)` -> `(batch, seq, hidden)`."""
-        return torch.zeros_like(x)
+        return x * 0  # not zeros_like: a cell of nothing else must still be trainable
 
 
 # name -> hidden_size -> operation

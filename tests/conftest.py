@@ -63,7 +63,7 @@ def tiny_study_fields(root: Path) -> dict:
         "student": {"hidden_size": 16, "embedding_size": 8},
         "cell": {"depths": [1], "epochs": 2, "samples": 3, "candidates": 2},
         "block": {"candidates": 2, "epochs": 1},
-        "supernet": {"epochs": 2},
+        "supernet": {"epochs": 6, "learning_rate": 3e-3, "embedding_learning_rate": 3e-3},
         "nni": {"concurrency": 2},
     }
 

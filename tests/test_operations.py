@@ -57,9 +57,6 @@ def test_padding_changes_nothing(operation: torch.nn.Module) -> None:
 def test_gradients(operation: torch.nn.Module) -> None:
     x = torch.randn(*MASKS.shape, WIDTH, requires_grad=True)
     y = operation(x, MASKS)
-    if not y.requires_grad:
-        assert not y.any()  # zero
-        return
     y[MASKS].square().sum().backward()
     assert x.grad is not None and x.grad.isfinite().all()
     reads = not isinstance(operation, type(make_operation("zero", WIDTH)))

@@ -5,10 +5,13 @@ import pytest
 from conftest import tiny_study
 from rich.console import Console
 from safetensors.torch import load_file
+from sklearn.metrics import accuracy_score
+from transformers import AutoTokenizer
 
 from nni_bertnas.artifacts import RunDirectory, atomic_folder, read_result
 from nni_bertnas.cli import main
 from nni_bertnas.config import Study, study_to_yaml
+from nni_bertnas.data import load_rows
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.phases import block, cell, supernet
 from nni_bertnas.report import best_student, show
@@ -93,10 +96,11 @@ def test_supernet_result_and_saved_student(finished: tuple) -> None:
     student = StudentForSequenceClassification.from_pretrained(folder / "student").eval()
     assert sum(parameter.numel() for parameter in student.parameters()) == result["student"]["num_params"]
     assert [list(one.values()) for one in result["architecture"]] == student.config.cells
-    from transformers import AutoTokenizer
-
-    tokens = AutoTokenizer.from_pretrained(folder / "student")(["w1 w2 w30"], return_tensors="pt")
-    assert student.config.id2label[int(student(**tokens).logits.argmax())] == "positive"
+    assert student.config.id2label == {0: "negative", 1: "positive"}
+    rows = load_rows(study.task)["test"]
+    tokens = AutoTokenizer.from_pretrained(folder / "student")(rows.texts, padding=True, return_tensors="pt")
+    predictions = student(**tokens).logits.argmax(-1).tolist()
+    assert accuracy_score(rows.labels, predictions) == pytest.approx(result["student"]["test_accuracy"])
     best = max(epoch["dev_accuracy"] for epoch in recorders["supernet"].epochs)
     assert result["student"]["dev_accuracy"] == pytest.approx(best)
     assert recorders["supernet"].results[0]["default"] == pytest.approx(best)

@@ -1,4 +1,6 @@
 import json
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,16 +9,28 @@ from conftest import tiny_study
 from nni_bertnas.tracking import NniChannel, Tracker, open_tracker
 
 
+def scan(content: bytes) -> Iterator[bytes]:
+    """The records of a W&B transaction log: a 7-byte header, then LevelDB's log format (blocks of 32 KiB)."""
+    position, record = 7, b""
+    while position + 7 <= len(content):
+        if 32768 - position % 32768 < 7:
+            position += 32768 - position % 32768
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, position)
+        record += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # full, last
+            yield record
+            record = b""
+
+
 def read_offline_run(root: Path) -> tuple[dict, list[dict]]:
     """The run record and the history of the one offline W&B run under a folder."""
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
     (path,) = root.glob("wandb/offline-run-*/*.wandb")
-    store = DataStore()
-    store.open_for_scan(str(path))
     run, history = {}, []
-    while (data := store.scan_data()) is not None:
+    for data in scan(path.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         kind = record.WhichOneof("record_type")
