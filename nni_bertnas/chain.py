@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from nni_bertnas.config import Study
 from nni_bertnas.data import UNLABELLED
 from nni_bertnas.distill import LOGIT_LOSSES, hidden_loss
-from nni_bertnas.errors import PhaseError
+from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.features import FeatureStore
 from nni_bertnas.tasks import METRICS
 from nni_bertnas.training import adamw_linear, pl
@@ -28,7 +28,7 @@ def new_student(
 
     Args:
         study: Its `student` and `task.max_length` give the shape.
-        teacher: A BERT-like classifier.
+        teacher: A classifier with BERT's embeddings: BERT, RoBERTa, DistilBERT and their like.
         operations: For every block, its operations, first layer first; none gives what a student costs without cells.
     """
     bert = teacher.config
@@ -39,15 +39,18 @@ def new_student(
         embedding_size=min(study.student.embedding_size, bert.hidden_size),
         vocab_size=bert.vocab_size,
         max_position_embeddings=min(study.task.max_length, bert.max_position_embeddings),
-        type_vocab_size=bert.type_vocab_size,
-        layer_norm_eps=bert.layer_norm_eps,
+        type_vocab_size=getattr(bert, "type_vocab_size", 1),  # DistilBERT has none
+        layer_norm_eps=getattr(bert, "layer_norm_eps", 1e-12),
         pad_token_id=bert.pad_token_id or 0,
         dropout=study.student.dropout,
         id2label=bert.id2label,
         label2id=bert.label2id,
     )
     student = StudentForSequenceClassification(config)
-    student.embeddings.copy_from(teacher.base_model.embeddings)
+    try:
+        student.embeddings.copy_from(teacher.base_model.embeddings)
+    except AttributeError as error:
+        raise ConfigError(f"teacher.model: {type(teacher).__name__} has not BERT's embeddings ({error})") from error
     return student.eval()
 
 

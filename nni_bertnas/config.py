@@ -130,13 +130,14 @@ class BudgetConfig:
 
     max_params: Positive | None = None  # parameters, embeddings included
     max_latency_ms: Annotated[float, Field(gt=0)] | None = None  # batch 1, real lengths
-    min_speedup: Annotated[float, Field(gt=0)] | None = None  # teacher's latency / student's, same threads
+    min_speedup: Annotated[float, Field(gt=0)] | None = None  # teacher's latency / student's
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class SupernetConfig:
     """End-to-end training of the chained student."""
 
+    latency_threads: Positive = 1  # at which teacher, candidates and student are measured side by side
     budget: BudgetConfig = dataclasses.field(default_factory=BudgetConfig)
     epochs: Positive = 4
     batch_size: Positive = 32  # rows

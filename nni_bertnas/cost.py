@@ -61,17 +61,21 @@ def count_flops(call: Call, length: int) -> int:
 
 
 @torch.inference_mode()
-def measure_latency_ms(calls: Mapping[str, Call], lengths: Sequence[int], warmup: int = 5) -> dict[str, float]:
+def measure_latency_ms(
+    calls: Mapping[str, Call], lengths: Sequence[int], *, threads: int = 1, warmup: int = 5
+) -> dict[str, float]:
     """Median milliseconds of one pass at batch 1.
 
-    The calls take turns at every length, so that a machine whose speed drifts treats them alike. The thread
-    count is the process's own.
+    The calls take turns at every length, so that a machine whose speed drifts treats them alike.
 
     Args:
         calls: By name; their models in eval mode.
         lengths: Real sequence lengths, each measured once per call.
+        threads: Of every pass.
         warmup: Rounds before the clock counts.
     """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn, length in enumerate([*lengths[:warmup], *lengths]):
         for name, call in calls.items():
@@ -79,4 +83,5 @@ def measure_latency_ms(calls: Mapping[str, Call], lengths: Sequence[int], warmup
             call(length)
             if turn >= min(warmup, len(lengths)):
                 times[name].append((time.perf_counter() - start) * 1000)
+    torch.set_num_threads(before)
     return {name: statistics.median(values) for name, values in times.items()}

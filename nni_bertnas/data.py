@@ -156,12 +156,12 @@ def _read_sst2(path: Path) -> Rows:
     return rows
 
 
-def tokenize(tokenizer: "PreTrainedTokenizerBase", rows: Rows, max_length: int) -> list[list[int]]:
-    """Word-piece numbers of every row, special tokens included, cut to `max_length`; logs how many were cut."""
+def tokenize(tokenizer: "PreTrainedTokenizerBase", rows: Rows, max_length: int) -> "TokenDataset":
+    """The rows as word pieces, special tokens included, cut to `max_length`; logs how many may have been cut."""
     encoded = tokenizer(rows.texts, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
     if cut := sum(len(ids) == max_length for ids in encoded):
         _log.warning("%d of %d texts reach task.max_length = %d and may be cut", cut, len(encoded), max_length)
-    return encoded
+    return TokenDataset(encoded, rows.labels, tokenizer.pad_token_id or 0)
 
 
 class LengthBatches(torch.utils.data.Sampler[list[int]]):
@@ -219,7 +219,8 @@ class TokenDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
     Use with `DataLoader(dataset, batch_sampler=LengthBatches(...), collate_fn=identity)`.
     """
 
-    def __init__(self, encoded: list[list[int]], labels: list[int]) -> None:
+    def __init__(self, encoded: list[list[int]], labels: list[int], pad_token_id: int = 0) -> None:
+        self.pad_token_id = pad_token_id
         self.offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in encoded])]).astype(np.int64)
         self.tokens = np.concatenate([np.asarray(ids, np.int32) for ids in encoded])
         self.labels = np.asarray(labels, np.int64)
@@ -236,7 +237,7 @@ class TokenDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         """input_ids and mask `(batch, seq)`, labels `(batch,)`."""
         positions, mask = ragged_positions(self.offsets, rows)
         return {
-            "input_ids": torch.from_numpy(np.where(mask, self.tokens[positions], 0).astype(np.int64)),
+            "input_ids": torch.from_numpy(np.where(mask, self.tokens[positions], self.pad_token_id).astype(np.int64)),
             "mask": torch.from_numpy(mask),
             "labels": torch.from_numpy(self.labels[rows]),
         }

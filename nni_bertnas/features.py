@@ -29,7 +29,7 @@ from nni_bertnas.data import (
     tokenize,
 )
 from nni_bertnas.errors import PhaseError
-from nni_bertnas.teacher import load_teacher, teacher_fingerprint
+from nni_bertnas.teacher import load_teacher, read_teacher, teacher_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -170,10 +170,7 @@ def study_edges(study: Study) -> list[int]:
     Raises:
         PhaseError: There is no teacher yet.
     """
-    path = RunDirectory(study).teacher / "config.json"
-    if not path.exists():
-        raise PhaseError(f"{path.parent} holds no teacher; make it with: bertnas teacher STUDY")
-    return resolve_boundaries(study.teacher, json.loads(path.read_text(encoding="utf-8"))["num_hidden_layers"])
+    return resolve_boundaries(study.teacher, read_teacher(study)["num_layers"])
 
 
 def find_features(study: Study) -> dict[str, Any] | None:
@@ -214,8 +211,7 @@ def _build(study: Study, target: Path) -> dict[str, Any]:
         transfer = load_transfer(study.task)
         train = Rows(splits["train"].texts + transfer.texts, splits["train"].labels + transfer.labels)
         for split, rows in (("train", train), ("dev", splits["dev"])):
-            data = TokenDataset(tokenize(tokenizer, rows, study.task.max_length), rows.labels)
-            write_split(folder / split, teacher, data, edges, tokenizer.pad_token_id or 0)
+            write_split(folder / split, teacher, tokenize(tokenizer, rows, study.task.max_length), edges)
         size = sum(file.stat().st_size for file in folder.rglob("*.npy"))
         result = {
             "fingerprint": features_fingerprint(study, edges),
@@ -229,9 +225,7 @@ def _build(study: Study, target: Path) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def write_split(
-    folder: Path, teacher: "PreTrainedModel", data: TokenDataset, edges: Sequence[int], pad_token_id: int
-) -> None:
+def write_split(folder: Path, teacher: "PreTrainedModel", data: TokenDataset, edges: Sequence[int]) -> None:
     """Run a teacher in eval mode over tokenised rows and write one split of a store.
 
     Raises:
@@ -273,7 +267,7 @@ def write_split(
         "hidden_size": size,
         "num_rows": len(data),
         "num_tokens": num_tokens,
-        "pad_token_id": pad_token_id,
+        "pad_token_id": data.pad_token_id,
         "variance": variance,
     }
     (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")

@@ -65,7 +65,7 @@ def comparison(study: Study, result: Mapping[str, Any]) -> "Table":
     from rich.table import Table
 
     metric = TASKS[study.task.name].metric
-    table = Table(title=f"{study.name}: teacher against student, {result['num_threads']} thread(s)")
+    table = Table(title=f"{study.name}: teacher against student, latency with {result['latency_threads']} thread(s)")
     for column in ("", "teacher", "student", "student / teacher"):
         table.add_column(column, justify="left" if not column else "right")
     teacher, student = result["teacher"], result["student"]

@@ -20,7 +20,6 @@ from nni_bertnas.artifacts import (
 from nni_bertnas.config import Study, TeacherConfig, resolve_boundaries, study_to_dict
 from nni_bertnas.data import (
     LengthBatches,
-    TokenDataset,
     data_fingerprint,
     identity,
     load_rows,
@@ -188,6 +187,7 @@ def _make_teacher(study: Study, target: Path, expected: str, report: Report) -> 
     result = {
         "fingerprint": expected,
         "fine_tuned": tune,
+        "num_layers": config.num_hidden_layers,
         "dev": {spec.metric: score},
         "seconds": time.perf_counter() - start,
     }
@@ -199,7 +199,7 @@ def _make_teacher(study: Study, target: Path, expected: str, report: Report) -> 
 
 
 def _loader(tokenizer: "PreTrainedTokenizerBase", rows: Any, study: Study, *, shuffle: bool) -> DataLoader[Any]:
-    data = TokenDataset(tokenize(tokenizer, rows, study.task.max_length), rows.labels)
+    data = tokenize(tokenizer, rows, study.task.max_length)
     batches = LengthBatches(data.lengths, study.teacher.batch_size, shuffle=shuffle, seed=study.seed)
     return DataLoader(data, batch_sampler=batches, collate_fn=identity)
 
@@ -218,6 +218,19 @@ def evaluate_classifier(model: "PreTrainedModel", loader: DataLoader[Any], metri
     return METRICS[metric](labels, predictions)
 
 
+def read_teacher(study: Study) -> dict[str, Any]:
+    """The result of the saved teacher, whatever its settings.
+
+    Raises:
+        PhaseError: There is none.
+    """
+    folder = RunDirectory(study).teacher
+    result = read_result(folder)
+    if result is None:
+        raise PhaseError(f"{folder} holds no teacher; make it with: bertnas teacher STUDY")
+    return result
+
+
 def load_teacher(study: Study) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """The saved teacher in eval mode without gradients, and its tokenizer.
 
@@ -226,8 +239,7 @@ def load_teacher(study: Study) -> tuple["PreTrainedModel", "PreTrainedTokenizerB
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    read_teacher(study)
     folder = RunDirectory(study).teacher
-    if read_result(folder) is None:
-        raise PhaseError(f"{folder} holds no teacher; make it with: bertnas teacher STUDY")
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     return model.eval().requires_grad_(False), AutoTokenizer.from_pretrained(folder)

@@ -112,9 +112,9 @@ class MultiHeadAttention(nn.Module):
         batch, seq, hidden = x.shape
         heads = self.query_key_value(x).view(batch, seq, 3, self.num_heads, hidden // self.num_heads)
         query, key, value = heads.permute(2, 0, 3, 1, 4)
-        # A row with nothing to attend to would give NaN; it attends to everything and is meaningless.
-        keep = (mask | ~mask.any(dim=1, keepdim=True))[:, None, None, :]
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=keep)
+        # Not minus infinity: a row with nothing to attend to would give NaN, and so attends to everything.
+        bias = (1 - mask.to(x.dtype))[:, None, None, :] * torch.finfo(x.dtype).min
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         return self.output(attended.transpose(1, 2).reshape(batch, seq, hidden))
 
 

@@ -90,7 +90,7 @@ class Embeddings(nn.Module):
 
     @torch.no_grad()
     def copy_from(self, teacher: nn.Module) -> None:
-        """Start from a `BertEmbeddings`: truncated SVD of the word matrix, the rest as it is."""
+        """Start from the embeddings of a BERT, RoBERTa or DistilBERT: SVD of the word matrix, the rest as it is."""
         words = teacher.word_embeddings.weight
         if isinstance(self.expand, nn.Linear):
             _, directions = torch.linalg.eigh(words.T @ words)
@@ -99,8 +99,13 @@ class Embeddings(nn.Module):
             self.expand.weight.copy_(top)
         else:
             self.word.weight.copy_(words)
-        self.position.weight.copy_(teacher.position_embeddings.weight[: self.position.num_embeddings])
-        self.token_type.weight.copy_(teacher.token_type_embeddings.weight)
+        positions = teacher.position_embeddings
+        first = 0 if positions.padding_idx is None else positions.padding_idx + 1  # RoBERTa counts from there
+        self.position.weight.copy_(positions.weight[first : first + self.position.num_embeddings])
+        if hasattr(teacher, "token_type_embeddings"):
+            self.token_type.weight.copy_(teacher.token_type_embeddings.weight)
+        else:
+            self.token_type.weight.zero_()
         self.norm.load_state_dict(teacher.LayerNorm.state_dict())
 
 

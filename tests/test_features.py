@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from nni_bertnas.artifacts import RunDirectory
 from nni_bertnas.config import Study
-from nni_bertnas.data import LengthBatches, TokenDataset, identity, load_rows, tokenize
+from nni_bertnas.data import LengthBatches, identity, load_rows, tokenize
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.features import (
     FeatureDataset,
@@ -29,7 +29,7 @@ from nni_bertnas.teacher import ensure_teacher, load_teacher, needs_fine_tuning,
 def test_stored_features_are_the_live_teachers(built: Study, split: str) -> None:
     teacher, tokenizer = load_teacher(built)
     rows = load_rows(built.task)[split]
-    live = TokenDataset(tokenize(tokenizer, rows, built.task.max_length), rows.labels)
+    live = tokenize(tokenizer, rows, built.task.max_length)
     store = open_features(built, split)
     assert store.edges == [0, 1, 2] and len(store) == len(rows)
     dataset = FeatureDataset(store, store.edges, tokens=True)

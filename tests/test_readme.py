@@ -17,7 +17,10 @@ def test_the_python_example_runs(built: Study, monkeypatch: pytest.MonkeyPatch, 
     assert folder in example and "NasExperiment(" in example
     monkeypatch.setenv("HOME", str(tmp_path))
     names: dict = {}
-    exec(example.replace(folder, str(RunDirectory(built).features)).replace("hidden_size = 128", "hidden_size = 16"), names)
+    exec(
+        example.replace(folder, str(RunDirectory(built).features)).replace("hidden_size = 128", "hidden_size = 16"),
+        names,
+    )
     assert set(names["architecture"]) == {"layer_0", "layer_1"}
 
 

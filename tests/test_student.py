@@ -4,9 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+from conftest import tiny_study
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DistilBertConfig,
+    PretrainedConfig,
+    RobertaConfig,
+)
 
-from nni_bertnas.chain import check_chain
+from nni_bertnas.chain import check_chain, new_student
 from nni_bertnas.errors import PhaseError
 from search_space.student import StudentConfig, StudentForSequenceClassification, build_cell
 
@@ -78,17 +85,27 @@ assert torch.equal(model(one["input_ids"], one["mask"]).logits, expected)
     assert done.returncode == 0, done.stderr
 
 
-def test_embeddings_start_as_the_teachers() -> None:
+@pytest.mark.parametrize(
+    "shape",
+    [
+        BertConfig(num_hidden_layers=1, num_attention_heads=4, hidden_size=32, intermediate_size=8),
+        RobertaConfig(num_hidden_layers=1, num_attention_heads=4, hidden_size=32, intermediate_size=8, pad_token_id=1),
+        DistilBertConfig(n_layers=1, n_heads=4, dim=32, hidden_dim=8),
+    ],
+    ids=lambda shape: shape.model_type,
+)
+def test_embeddings_start_as_the_teachers(shape: PretrainedConfig, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    shape = BertConfig(vocab_size=100, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=8)
-    teacher = BertForSequenceClassification(shape).eval().bert.embeddings
-    ids = batch()["input_ids"]
+    shape.vocab_size = 100
+    teacher = AutoModelForSequenceClassification.from_config(shape).eval()
+    ids = batch()["input_ids"].clamp(min=2)  # no padding
     differences = []
     for rank in (8, 24, 32):
-        config = StudentConfig(teacher_hidden_size=32, embedding_size=rank, vocab_size=100, max_position_embeddings=20)
-        embeddings = StudentForSequenceClassification(config).eval().embeddings
-        embeddings.copy_from(teacher)
-        differences.append(float((embeddings(ids) - teacher(ids)).abs().mean().detach()))
+        study = tiny_study(tmp_path, student={"embedding_size": rank})
+        embeddings = new_student(study, teacher, [["zero"]]).embeddings
+        with torch.no_grad():
+            live = teacher.base_model(ids, output_hidden_states=True).hidden_states[0]
+            differences.append(float((embeddings(ids) - live).abs().mean()))
     assert differences[0] > differences[1] > differences[2] and differences[2] < 1e-6
 
 

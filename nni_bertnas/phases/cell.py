@@ -56,7 +56,7 @@ def run(study: Study, block: int, depth: int, tracker: Tracker | None = None) ->
         PhaseError: Every candidate failed.
     """
     tracker = tracker or Tracker()
-    ensure_teacher(study, lambda metrics: tracker.epoch(metrics, "train_loss"))
+    ensure_teacher(study)
     edges = ensure_features(study)["edges"]
     if not 0 <= block < len(edges) - 1:
         raise ConfigError(f"block must be 0 to {len(edges) - 2}, got {block}; correct block in the NNI search space")

@@ -5,13 +5,11 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from nni_bertnas.artifacts import RunDirectory, atomic_folder, fingerprint, read_result, write_result
 from nni_bertnas.candidates import Candidate, load_cell
 from nni_bertnas.config import Study, study_to_dict
 from nni_bertnas.cost import Call, count_flops, count_params, layers_call, measure_latency_ms, model_call
-from nni_bertnas.data import LengthBatches, TokenDataset, identity, load_rows, tokenize
+from nni_bertnas.data import LengthBatches, identity, load_rows, tokenize
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.features import FeatureDataset, open_features, study_edges
 from nni_bertnas.selection import Combination, Option, combinations
@@ -27,7 +25,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 NAMES = ("seed",)
 STUDENT = "student"  # folder of the saved model inside the result
-_LATENCY_ROWS = 60
+_LATENCY_ROWS = 60  # real rows whose lengths a latency is measured at,
+_LATENCY_REPEATS = 3  # each so often
 _TRIES = 10  # combinations whose students are measured before giving up
 
 
@@ -102,7 +101,7 @@ def _train(study: Study, seed: int, tracker: Tracker) -> dict[str, Any]:
     config, metric = study.supernet, TASKS[study.task.name].metric
     teacher, tokenizer = load_teacher(study)
     train, dev = open_features(study, "train"), open_features(study, "dev")
-    lengths = dev.lengths[:_LATENCY_ROWS].tolist()
+    lengths = dev.lengths[:_LATENCY_ROWS].tolist() * _LATENCY_REPEATS
     run_directory = RunDirectory(study)
     rankings = _rankings(study)
     blocks: list[list[Candidate]] = [ranking["candidates"] for ranking in rankings]
@@ -127,10 +126,10 @@ def _train(study: Study, seed: int, tracker: Tracker) -> dict[str, Any]:
     student.eval()
 
     rows = load_rows(study.task)["test"]
-    test = TokenDataset(tokenize(tokenizer, rows, study.task.max_length), rows.labels)
+    test = tokenize(tokenizer, rows, study.task.max_length)
     test_loader = DataLoader(test, batch_sampler=LengthBatches(test.lengths, 128, shuffle=False), collate_fn=identity)
     calls = {"teacher": model_call(teacher, lengths), "student": model_call(student, lengths)}
-    latency_ms = measure_latency_ms(calls, lengths)
+    latency_ms = measure_latency_ms(calls, lengths, threads=config.latency_threads)
     sides = {
         name: {
             f"dev_{metric}": evaluate_classifier(model, dev_loader, metric),
@@ -151,7 +150,7 @@ def _train(study: Study, seed: int, tracker: Tracker) -> dict[str, Any]:
         "epoch_of_best": best.epoch,
         **sides,
         "speedup": latency_ms["teacher"] / latency_ms["student"],
-        "num_threads": torch.get_num_threads(),
+        "latency_threads": config.latency_threads,
         "seconds": time.perf_counter() - start,
     }
     with atomic_folder(run_directory.supernet(seed)) as folder:
@@ -191,7 +190,7 @@ def choose(
     for block, block_cells in enumerate(cells):
         for index, cell in enumerate(block_cells):
             calls[f"{block}.{index}"] = layers_call(cell, study.student.hidden_size, lengths)
-    latency_ms = measure_latency_ms(calls, lengths)
+    latency_ms = measure_latency_ms(calls, lengths, threads=study.supernet.latency_threads)
     options = [
         [
             Option(
@@ -211,7 +210,7 @@ def choose(
         picked = [blocks[block][index] for block, index in enumerate(combination.choice)]
         student = new_student(study, teacher, [operations_of(one["architecture"]) for one in picked])
         pair = {"teacher": calls["teacher"], "student": model_call(student, lengths)}
-        measured = measure_latency_ms(pair, lengths)
+        measured = measure_latency_ms(pair, lengths, threads=study.supernet.latency_threads)
         if (budget.max_latency_ms is None or measured["student"] <= budget.max_latency_ms) and (
             budget.min_speedup is None or measured["teacher"] / measured["student"] >= budget.min_speedup
         ):

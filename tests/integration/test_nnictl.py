@@ -33,7 +33,7 @@ class Project:
         shutil.copytree(REPOSITORY / "experiment_configs", configs)
         self.study_path = configs / "studies" / "demo.yml"
         fields = yaml.safe_load(self.study_path.read_text())
-        fields["task"] |= {"max_train_rows": 384}
+        fields["task"] |= {"max_train_rows": 384, "transfer_rows": 64}
         fields["teacher"] |= {"epochs": 1}
         fields["cell"] |= {"epochs": 2, "candidates": 2}
         fields["block"] = {"epochs": 1, "candidates": 2}
