@@ -4,7 +4,7 @@ import csv
 import importlib.util
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -214,10 +214,7 @@ def ragged_positions(offsets: np.ndarray, rows: Any) -> tuple[np.ndarray, np.nda
 
 
 class TokenDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """Tokenised rows held ragged; a batch of row numbers gives one padded batch.
-
-    Use with `DataLoader(dataset, batch_sampler=LengthBatches(...), collate_fn=identity)`.
-    """
+    """Tokenised rows held ragged; a batch of row numbers gives one padded batch."""
 
     def __init__(self, encoded: list[list[int]], labels: list[int], pad_token_id: int = 0) -> None:
         self.pad_token_id = pad_token_id
@@ -243,6 +240,26 @@ class TokenDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         }
 
 
-def identity(batch: Any) -> Any:
-    """The collate function of datasets that give whole batches."""
+def make_loader(
+    dataset: Any,
+    batch_size: int,
+    *,
+    shuffle: bool,
+    seed: int = 0,
+    kind: Callable[..., Any] = torch.utils.data.DataLoader,
+) -> Any:
+    """A loader of a dataset that has `lengths` and gives whole batches: rows of nearly equal length together.
+
+    Args:
+        dataset: A TokenDataset or FeatureDataset.
+        batch_size: Rows.
+        shuffle: Whether every epoch has a new order; otherwise rows go by length.
+        seed: Of the order.
+        kind: The loader's class; NNI wants its own.
+    """
+    batches = LengthBatches(dataset.lengths, batch_size, shuffle=shuffle, seed=seed)
+    return kind(dataset, batch_sampler=batches, collate_fn=_whole)
+
+
+def _whole(batch: Any) -> Any:
     return batch

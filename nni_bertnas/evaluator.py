@@ -10,7 +10,7 @@ import torch
 from nni.nas.evaluator.pytorch import DataLoader, Lightning, LightningModule, Trainer
 from torch import Tensor, nn
 
-from nni_bertnas.data import LengthBatches, identity
+from nni_bertnas.data import make_loader
 from nni_bertnas.distill import masked_absolute_sum, masked_mse, reduced_rank_regression
 from nni_bertnas.errors import CandidateError
 from nni_bertnas.features import FeatureDataset, FeatureStore
@@ -35,12 +35,6 @@ def block_score(cell: nn.Module, store: FeatureStore, entry: int, exit_: int, ba
         mask = batch["mask"].to(device)
         total += masked_absolute_sum(cell(hidden, mask), target, mask).item()
     return total / store.hidden(exit_).size / store.variance(exit_) ** 0.5
-
-
-def make_loader(dataset: FeatureDataset, batch_size: int, *, shuffle: bool, seed: int = 0) -> DataLoader:
-    """Batches of nearly equal length."""
-    batches = LengthBatches(dataset.lengths, batch_size, shuffle=shuffle, seed=seed)
-    return DataLoader(dataset, batch_sampler=batches, collate_fn=identity)
 
 
 class CellDistillation(LightningModule):
@@ -131,7 +125,7 @@ class DistillationEvaluator(Lightning):
 
     def _loader(self, rows: Any, part: str) -> DataLoader:
         dataset = FeatureDataset(self.train, (self.entry, self.exit), part=part, rows=rows)
-        return make_loader(dataset, self.batch_size, shuffle=True, seed=self.seed)
+        return make_loader(dataset, self.batch_size, shuffle=True, seed=self.seed, kind=DataLoader)
 
     def _module(self, steps: int) -> CellDistillation:
         return CellDistillation(self.train.variance(self.exit), self.learning_rate, self.weight_decay, steps)

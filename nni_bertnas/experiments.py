@@ -52,7 +52,6 @@ def make_config(study: Study, study_path: Path, phase: str, units: list[dict[str
         name: {"_type": "choice", "_value": sorted({unit[name] for unit in units})} for name in units[0]
     }
     config.experiment_working_directory = str((RunDirectory(study).nni).resolve())
-    config.training_service.use_active_gpu = True
     return config
 
 

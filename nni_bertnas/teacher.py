@@ -19,10 +19,9 @@ from nni_bertnas.artifacts import (
 )
 from nni_bertnas.config import Study, TeacherConfig, resolve_boundaries, study_to_dict
 from nni_bertnas.data import (
-    LengthBatches,
     data_fingerprint,
-    identity,
     load_rows,
+    make_loader,
     package_folder,
     tokenize,
 )
@@ -200,8 +199,7 @@ def _make_teacher(study: Study, target: Path, expected: str, report: Report) -> 
 
 def _loader(tokenizer: "PreTrainedTokenizerBase", rows: Any, study: Study, *, shuffle: bool) -> DataLoader[Any]:
     data = tokenize(tokenizer, rows, study.task.max_length)
-    batches = LengthBatches(data.lengths, study.teacher.batch_size, shuffle=shuffle, seed=study.seed)
-    return DataLoader(data, batch_sampler=batches, collate_fn=identity)
+    return make_loader(data, study.teacher.batch_size, shuffle=shuffle, seed=study.seed)
 
 
 @torch.inference_mode()

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_study
-from torch.utils.data import DataLoader
 
 from nni_bertnas.artifacts import RunDirectory
 from nni_bertnas.config import Study
-from nni_bertnas.data import LengthBatches, identity, load_rows, tokenize
+from nni_bertnas.data import LengthBatches, load_rows, make_loader, tokenize
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.features import (
     FeatureDataset,
@@ -33,7 +32,7 @@ def test_stored_features_are_the_live_teachers(built: Study, split: str) -> None
     store = open_features(built, split)
     assert store.edges == [0, 1, 2] and len(store) == len(rows)
     dataset = FeatureDataset(store, store.edges, tokens=True)
-    loader = DataLoader(dataset, batch_sampler=LengthBatches(dataset.lengths, 16, shuffle=False), collate_fn=identity)
+    loader = make_loader(dataset, 16, shuffle=False)
     for numbers, batch in zip(LengthBatches(live.lengths, 16, shuffle=False), loader, strict=True):
         expected = live.__getitems__(numbers)
         mask = batch["mask"]

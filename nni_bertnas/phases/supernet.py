@@ -9,7 +9,7 @@ from nni_bertnas.artifacts import RunDirectory, atomic_folder, fingerprint, read
 from nni_bertnas.candidates import Candidate, load_cell
 from nni_bertnas.config import Study, study_to_dict
 from nni_bertnas.cost import Call, count_flops, count_params, layers_call, measure_latency_ms, model_call
-from nni_bertnas.data import LengthBatches, identity, load_rows, tokenize
+from nni_bertnas.data import load_rows, make_loader, tokenize
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.features import FeatureDataset, open_features, study_edges
 from nni_bertnas.selection import Combination, Option, combinations
@@ -27,7 +27,6 @@ NAMES = ("seed",)
 STUDENT = "student"  # folder of the saved model inside the result
 _LATENCY_ROWS = 60  # real rows whose lengths a latency is measured at,
 _LATENCY_REPEATS = 3  # each so often
-_TRIES = 10  # combinations whose students are measured before giving up
 
 
 def units(study: Study, num_blocks: int) -> list[dict[str, int]]:
@@ -90,8 +89,6 @@ def run(study: Study, seed: int, tracker: Tracker | None = None) -> dict[str, An
 
 
 def _train(study: Study, seed: int, tracker: Tracker) -> dict[str, Any]:
-    from torch.utils.data import DataLoader
-
     from nni_bertnas.chain import StudentDistillation, check_chain, new_student
     from nni_bertnas.teacher import evaluate_classifier, load_teacher
     from nni_bertnas.training import EpochReport, KeepBest, fit, pl
@@ -114,11 +111,11 @@ def _train(study: Study, seed: int, tracker: Tracker) -> dict[str, Any]:
     picked = [block_cells[index] for block_cells, index in zip(cells, chosen.choice, strict=True)]
     student = new_student(study, teacher, [operations_of(one["architecture"]) for one in candidates])
     student.load_cells(picked)
-    dev_loader = _loader(FeatureDataset(dev, (), tokens=True), 128, shuffle=False, seed=seed)
+    dev_loader = make_loader(FeatureDataset(dev, (), tokens=True), 128, shuffle=False)
     difference = check_chain(student, picked, next(iter(dev_loader)))
 
     edges = train.edges[1:] if study.distill.hidden_weight else ()
-    loader = _loader(FeatureDataset(train, edges, tokens=True), config.batch_size, shuffle=True, seed=seed)
+    loader = make_loader(FeatureDataset(train, edges, tokens=True), config.batch_size, shuffle=True, seed=seed)
     module = StudentDistillation(student.train(), picked, train, study, metric, len(loader) * config.epochs)
     best = KeepBest(f"dev_{metric}", student)
     report = EpochReport(lambda metrics: tracker.epoch(metrics, f"dev_{metric}"))
@@ -127,7 +124,7 @@ def _train(study: Study, seed: int, tracker: Tracker) -> dict[str, Any]:
 
     rows = load_rows(study.task)["test"]
     test = tokenize(tokenizer, rows, study.task.max_length)
-    test_loader = DataLoader(test, batch_sampler=LengthBatches(test.lengths, 128, shuffle=False), collate_fn=identity)
+    test_loader = make_loader(test, 128, shuffle=False)
     calls = {"teacher": model_call(teacher, lengths), "student": model_call(student, lengths)}
     latency_ms = measure_latency_ms(calls, lengths, threads=config.latency_threads)
     sides = {
@@ -158,13 +155,6 @@ def _train(study: Study, seed: int, tracker: Tracker) -> dict[str, Any]:
         tokenizer.save_pretrained(folder / STUDENT)
         write_result(folder, study, result)
     return result
-
-
-def _loader(dataset: FeatureDataset, batch_size: int, *, shuffle: bool, seed: int) -> Any:
-    from torch.utils.data import DataLoader
-
-    batches = LengthBatches(dataset.lengths, batch_size, shuffle=shuffle, seed=seed)
-    return DataLoader(dataset, batch_sampler=batches, collate_fn=identity)
 
 
 def choose(
@@ -206,7 +196,10 @@ def choose(
     limits = [budget.max_latency_ms, budget.min_speedup and latency_ms["teacher"] / budget.min_speedup]
     limit_ms = min((limit for limit in limits if limit), default=None)
     fitting = combinations(options, base, max_params=budget.max_params, max_latency_ms=limit_ms)
-    for combination in fitting[:_TRIES]:
+    correction = 1.0  # measured over estimated, learnt from the combinations that turned out too slow
+    for combination in fitting:
+        if limit_ms is not None and combination.latency_ms * correction > limit_ms:
+            continue
         picked = [blocks[block][index] for block, index in enumerate(combination.choice)]
         student = new_student(study, teacher, [operations_of(one["architecture"]) for one in picked])
         pair = {"teacher": calls["teacher"], "student": model_call(student, lengths)}
@@ -215,9 +208,8 @@ def choose(
             budget.min_speedup is None or measured["teacher"] / measured["student"] >= budget.min_speedup
         ):
             return combination
-        _log.info(
-            "%s: estimated %.2f ms, measured %.2f", combination.choice, combination.latency_ms, measured["student"]
-        )
+        correction = max(correction, measured["student"] / combination.latency_ms)
+        _log.info("%s takes %.2f ms, %.2f estimated", combination.choice, measured["student"], combination.latency_ms)
     everything = combinations(options, base)
     raise PhaseError(
         f"no combination fits supernet.budget: the smallest student has {min(one.num_params for one in everything):,} "
