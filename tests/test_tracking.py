@@ -1,45 +1,10 @@
-import json
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import tiny_study
+from wandb_log import read_offline_runs
 
 from nni_bertnas.tracking import NniChannel, Tracker, open_tracker
-
-
-def scan(content: bytes) -> Iterator[bytes]:
-    """The records of a W&B transaction log: a 7-byte header, then LevelDB's log format (blocks of 32 KiB)."""
-    position, record = 7, b""
-    while position + 7 <= len(content):
-        if 32768 - position % 32768 < 7:
-            position += 32768 - position % 32768
-            continue
-        _, length, kind = struct.unpack_from("<IHB", content, position)
-        record += content[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # full, last
-            yield record
-            record = b""
-
-
-def read_offline_run(root: Path) -> tuple[dict, list[dict]]:
-    """The run record and the history of the one offline W&B run under a folder."""
-    from wandb.proto import wandb_internal_pb2
-
-    (path,) = root.glob("wandb/offline-run-*/*.wandb")
-    run, history = {}, []
-    for data in scan(path.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        kind = record.WhichOneof("record_type")
-        if kind == "run":
-            run = {"group": record.run.run_group, "job_type": record.run.job_type, "name": record.run.display_name}
-        elif kind == "history":
-            items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-            history.append(items)
-    return run, history
 
 
 @pytest.mark.parametrize("mode", ["offline", "online"])
@@ -51,7 +16,7 @@ def test_wandb_run_can_be_read_back(tmp_path: Path, mode: str, monkeypatch: pyte
         tracker.epoch({"train_loss": 0.5, "learning_rate": 1e-3}, "train_loss")
         tracker.epoch({"train_loss": 0.25, "learning_rate": 5e-4}, "train_loss")
         tracker.final({"default": 0.3, "num_params": 1234})
-    run, history = read_offline_run(tmp_path / "runs" / "tiny")
+    ((run, history),) = read_offline_runs(tmp_path / "runs" / "tiny")
     assert run == {"group": "tiny", "job_type": "cell", "name": "cell-block0_depth1"}
     assert [row["train_loss"] for row in history if "train_loss" in row] == [0.5, 0.25]
     assert history[1]["learning_rate"] == 5e-4

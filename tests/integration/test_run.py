@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny_study
+from wandb_log import read_offline_runs
 
 from nni_bertnas.artifacts import RunDirectory
 from nni_bertnas.config import study_to_yaml
@@ -18,7 +19,9 @@ pytestmark = pytest.mark.integration
 
 def start(root: Path, *arguments: str) -> subprocess.Popen:
     command = [str(Path(sys.executable).with_name("bertnas")), "run", "study.yml", *arguments]
-    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
 
 
 def nni_processes(root: Path) -> list[str]:
@@ -34,8 +37,24 @@ def nni_processes(root: Path) -> list[str]:
     return found
 
 
+def check_tracking(root: Path) -> None:
+    """Every unit of work is one W&B run in the study's group, with its losses, rates, metrics and parameter counts."""
+    runs = {run["name"]: (run, history) for run, history in read_offline_runs(root)}
+    assert set(runs) == {
+        "teacher-sst2", "cell-block0_depth1", "cell-block1_depth1", "block-block0", "block-block1", "supernet-seed0",
+    }  # fmt: skip
+    for name, (run, history) in runs.items():
+        assert run["group"] == "tiny" and run["job_type"] == name.split("-")[0]
+        epochs = [row for row in history if "train_loss" in row]
+        assert epochs and all("learning_rate" in row for row in epochs)
+        if run["job_type"] != "teacher":
+            assert history[-1]["final/num_params"] > 0 and "final/default" in history[-1]
+    assert any("probability/layer_0/attention_4" in row for row in runs["cell-block0_depth1"][1])
+    assert all("dev_accuracy" in row for row in runs["supernet-seed0"][1] if "train_loss" in row)
+
+
 def test_run_reuse_force_and_interrupt(tmp_path: Path) -> None:
-    study = tiny_study(tmp_path)
+    study = tiny_study(tmp_path, tracking={"wandb": "offline"})
     (tmp_path / "study.yml").write_text(study_to_yaml(study))
     first = start(tmp_path)
     text, _ = first.communicate(timeout=400)
@@ -49,6 +68,7 @@ def test_run_reuse_force_and_interrupt(tmp_path: Path) -> None:
     ):
         assert part in text, text
     assert not nni_processes(tmp_path)
+    check_tracking(RunDirectory(study).root)
     results = RunDirectory(study).supernet(0) / "result.json"
     made = results.stat().st_mtime_ns
 
@@ -63,7 +83,7 @@ def test_run_reuse_force_and_interrupt(tmp_path: Path) -> None:
         if line.startswith("block: 2 trial(s)"):
             break
     time.sleep(6)  # trials are starting or under way
-    third.send_signal(signal.SIGINT)
+    os.killpg(third.pid, signal.SIGINT)  # as a terminal does
     text, _ = third.communicate(timeout=60)
     assert third.returncode == 130 and "interrupted" in text, text
     deadline = time.monotonic() + 20

@@ -1,0 +1,42 @@
+"""Reads back what Weights & Biases wrote offline."""
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def scan(content: bytes) -> Iterator[bytes]:
+    """The records of a W&B transaction log: a 7-byte header, then LevelDB's log format (blocks of 32 KiB)."""
+    position, record = 7, b""
+    while position + 7 <= len(content):
+        if 32768 - position % 32768 < 7:
+            position += 32768 - position % 32768
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, position)
+        record += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # full, last
+            yield record
+            record = b""
+
+
+def read_offline_runs(root: Path) -> list[tuple[dict, list[dict]]]:
+    """The run record and the history of every offline W&B run under a folder."""
+    return [_read(path) for path in sorted(root.glob("wandb/offline-run-*/*.wandb"))]
+
+
+def _read(path: Path) -> tuple[dict, list[dict]]:
+    from wandb.proto import wandb_internal_pb2
+
+    run, history = {}, []
+    for data in scan(path.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            run = {"group": record.run.run_group, "job_type": record.run.job_type, "name": record.run.display_name}
+        elif kind == "history":
+            items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            history.append(items)
+    return run, history
