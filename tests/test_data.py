@@ -1,4 +1,5 @@
 import hashlib
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -118,3 +119,11 @@ def test_token_batches() -> None:
     assert batch["input_ids"].tolist() == [[8, 0, 0], [5, 6, 7]]
     assert batch["mask"].tolist() == [[True, False, False], [True, True, True]]
     assert torch.equal(batch["labels"], torch.tensor([0, 1]))
+
+
+@pytest.mark.glue
+@pytest.mark.skipif("BERTNAS_GLUE_DIR" not in os.environ, reason="set BERTNAS_GLUE_DIR to the folder that holds SST-2/")
+def test_real_sst2() -> None:
+    rows = load_rows(TaskConfig(name="sst2", source="glue", data_dir=os.environ["BERTNAS_GLUE_DIR"]))
+    assert {name: len(part) for name, part in rows.items()} == {"train": 67349 - 872, "dev": 872, "test": 872}
+    assert rows["test"].texts[0] == "it 's a charming and often affecting journey ." and rows["test"].labels[0] == 1

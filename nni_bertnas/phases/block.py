@@ -72,15 +72,21 @@ def run(study: Study, block: int, tracker: Tracker | None = None) -> dict[str, A
 
 
 def choose(cells: dict[int, dict[str, Any]], count: int) -> list[tuple[int, Candidate]]:
-    """Up to `count` candidates with their depths.
+    """Up to `count` candidates with their depths, over all depths.
 
-    The best of every depth comes first, so that a budget finds cheap ones; then the others by score.
+    The best score and the lowest latency come first, so that a budget always finds something; then the rest of the
+    Pareto front of the two by score; then the others by score.
     """
     everything = [(depth, candidate) for depth, result in cells.items() for candidate in result["candidates"]]
-    firsts = [(depth, result["candidates"][0]) for depth, result in cells.items()]
-    rest = [pair for pair in everything if not any(pair[1] is first for _, first in firsts)]
-    by_score = [sorted(part, key=lambda pair: pair[1]["score"]) for part in (firsts, rest)]
-    return [*by_score[0], *by_score[1]][:count]
+    everything.sort(key=lambda pair: pair[1]["score"])
+    fastest = min(everything, key=lambda pair: pair[1]["latency_ms"])
+    front: list[tuple[int, Candidate]] = []
+    for pair in everything:
+        if not front or pair[1]["latency_ms"] < front[-1][1]["latency_ms"]:
+            front.append(pair)
+    order = [everything[0], fastest, *front, *everything]
+    distinct = {id(candidate): (depth, candidate) for depth, candidate in order}
+    return list(distinct.values())[:count]
 
 
 def _train(study: Study, block: int, tracker: Tracker, edges: list[int]) -> dict[str, Any]:
