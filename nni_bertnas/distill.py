@@ -26,7 +26,7 @@ def masked_absolute_sum(student: Tensor, target: Tensor, mask: Tensor) -> Tensor
     """Sum of absolute errors over unmasked positions and hidden units; shapes as in :func:`masked_mse`.
 
     Divided by the number of summed entries and by std(target) this is DNA's relative L1 block score
-    (arXiv 1911.13053, equation 8), which can be compared between blocks.
+    (arXiv 1911.13053), which can be compared between blocks.
     """
     return (student - target).abs().masked_select(mask.unsqueeze(-1)).sum()
 

@@ -25,7 +25,7 @@ OnTrained = Callable[[nn.Module, float], None]  # takes a trained cell and its b
 def block_score(cell: nn.Module, store: FeatureStore, entry: int, exit_: int, batch_size: int = 128) -> float:
     """Relative L1 of a cell on one split: mean|S - T| / std(T), lower is better.
 
-    DNA, arXiv 1911.13053, equation 8; comparable between blocks. The cell is left in eval mode.
+    DNA, arXiv 1911.13053; comparable between blocks. The cell is left in eval mode.
     """
     cell.eval()
     device = next((parameter.device for parameter in cell.parameters()), torch.device("cpu"))

@@ -23,8 +23,7 @@ def blank(x: Tensor, mask: Tensor) -> Tensor:
 class Convolution(nn.Module):
     """Same-length convolution over positions, then GELU.
 
-    TextNAS (arXiv 1912.10729, section 3.1) and AdaBERT (arXiv 2001.04246, section 3.1) without their batch
-    norm: the layer's own norm takes its part, and no statistics are shared between paths.
+    TextNAS (arXiv 1912.10729) and AdaBERT (arXiv 2001.04246) without their batch norm: the layer's own norm takes its part, and no statistics are shared between paths.
     """
 
     def __init__(self, hidden_size: int, kernel_size: int, dilation: int = 1) -> None:
@@ -70,7 +69,7 @@ class AveragePool(nn.Module):
 
 
 class BidirectionalGRU(nn.Module):
-    """One GRU layer in each direction, half the width each (TextNAS, arXiv 1912.10729, section 3.1).
+    """One GRU layer in each direction, half the width each (TextNAS, arXiv 1912.10729).
 
     The backward direction starts at each row's last unmasked position. Any mask is obeyed, not only one
     that pads on the right: unmasked positions are moved to the front and put back afterwards.

@@ -32,8 +32,8 @@ class Layer(nn.Module):
 class Cell(nn.Module):
     """The stand-in of one teacher block: hidden state at its entry -> hidden state at its exit.
 
-    Where the widths differ, one learnable linear map leads in and one out (NAS-BERT, arXiv 2105.14444,
-    section 3.2); equal widths need none.
+    Where the widths differ, one learnable linear map leads in and one out (NAS-BERT, arXiv 2105.14444);
+    equal widths need none.
     """
 
     def __init__(self, operations: Sequence[nn.Module], teacher_size: int, hidden_size: int) -> None:
