@@ -23,7 +23,8 @@ def blank(x: Tensor, mask: Tensor) -> Tensor:
 class Convolution(nn.Module):
     """Same-length convolution over positions, then GELU.
 
-    TextNAS (arXiv 1912.10729) and AdaBERT (arXiv 2001.04246) without their batch norm: the layer's own norm takes its part, and no statistics are shared between paths.
+    TextNAS (arXiv 1912.10729) and AdaBERT (arXiv 2001.04246) without their batch norm: the layer's own norm takes its
+    part, and no statistics are shared between paths.
     """
 
     def __init__(self, hidden_size: int, kernel_size: int, dilation: int = 1) -> None:
