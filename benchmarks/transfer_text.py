@@ -1,4 +1,4 @@
-"""What unlabelled transfer text does for the demo's student: test accuracy with 0 and 16,000 sentences, three seeds.
+"""What unlabelled transfer text does for the demo's student: test accuracy with 0 and 12,000 sentences, three seeds.
 
     python benchmarks/transfer_text.py
 

@@ -47,7 +47,7 @@ def make_config(study: Study, study_path: Path, phase: str, units: list[dict[str
     config.trial_code_directory = str(Path.cwd())
     config.trial_concurrency = 1 if phase == "supernet" else study.nni.concurrency
     config.max_trial_number = len(units)
-    config.tuner = AlgorithmConfig(name="GridSearch")
+    config.tuner = AlgorithmConfig(name="GridSearch", class_args={"optimize_mode": PHASES[phase].OPTIMIZE})
     config.search_space = {
         name: {"_type": "choice", "_value": sorted({unit[name] for unit in units})} for name in units[0]
     }

@@ -26,3 +26,8 @@ def test_the_python_example_runs(built: Study, monkeypatch: pytest.MonkeyPatch, 
 
 def test_the_readme_gives_both_commands() -> None:
     assert "make run" in README and "make test" in README
+
+
+def test_the_readme_shows_the_demo_as_it_is() -> None:
+    demo = (Path(__file__).parents[1] / "experiment_configs/studies/demo.yml").read_text()
+    assert demo.strip() in README

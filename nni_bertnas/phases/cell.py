@@ -17,6 +17,7 @@ from search_space.operations import operation_names
 
 _log = logging.getLogger(__name__)
 NAMES = ("block", "depth")
+OPTIMIZE = "minimize"
 LATENCY_ROWS = 40  # real rows whose lengths a latency is measured at
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 NAMES = ("seed",)
+OPTIMIZE = "maximize"
 STUDENT = "student"  # folder of the saved model inside the result
 _LATENCY_ROWS = 60  # real rows whose lengths a latency is measured at,
 _LATENCY_REPEATS = 3  # each so often
