@@ -1,6 +1,5 @@
 """What each command of `bertnas` does."""
 
-import logging
 import sys
 import time
 from argparse import Namespace
@@ -13,8 +12,6 @@ from nni_bertnas.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-_log = logging.getLogger(__name__)
 
 
 def _console() -> "Console":

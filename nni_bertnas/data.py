@@ -21,7 +21,6 @@ from nni_bertnas.tasks import TASKS
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SPLITS = ("train", "dev", "test")
 UNLABELLED = -100  # PyTorch's cross-entropy passes over it
 _SPLIT_SEED = 20  # fixed for good: scores of different studies stay comparable
 _log = logging.getLogger(__name__)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 PHASES: dict[str, ModuleType] = {"cell": cell, "block": block, "supernet": supernet}
 _LOOPBACK = Path(__file__).with_name("loopback.js")
 _POLL_SECONDS = 1.0
-_log = logging.getLogger(__name__)
 
 Progress = Callable[[list[Any], str], None]  # takes NNI's trial jobs and the web UI's address
 

@@ -1,6 +1,5 @@
 """Phase 1, cell: search the cells of one depth for one block."""
 
-import logging
 import time
 from functools import partial
 from typing import Any
@@ -15,7 +14,6 @@ from nni_bertnas.teacher import ensure_teacher
 from nni_bertnas.tracking import Tracker
 from search_space.operations import operation_names
 
-_log = logging.getLogger(__name__)
 NAMES = ("block", "depth")
 OPTIMIZE = "minimize"
 LATENCY_ROWS = 40  # real rows whose lengths a latency is measured at

@@ -117,7 +117,7 @@ def _train(study: Study, seed: int, tracker: Tracker) -> dict[str, Any]:
 
     edges = train.edges[1:] if study.distill.hidden_weight else ()
     loader = make_loader(FeatureDataset(train, edges, tokens=True), config.batch_size, shuffle=True, seed=seed)
-    module = StudentDistillation(student.train(), picked, train, study, metric, len(loader) * config.epochs)
+    module = StudentDistillation(student, picked, train, study, metric, len(loader) * config.epochs).train()
     best = KeepBest(f"dev_{metric}", student)
     report = EpochReport(lambda metrics: tracker.epoch(metrics, f"dev_{metric}"))
     fit(module, loader, dev_loader, config.epochs, [best, report])
