@@ -30,6 +30,7 @@ from nni_bertnas.data import (
 )
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.teacher import load_teacher, read_teacher, teacher_fingerprint
+from nni_bertnas.training import best_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -205,6 +206,7 @@ def open_features(study: Study, split: str) -> FeatureStore:
 def _build(study: Study, target: Path) -> dict[str, Any]:
     start = time.perf_counter()
     teacher, tokenizer = load_teacher(study)
+    teacher.to(best_device())
     edges = study_edges(study)
     splits = load_rows(study.task)
     with atomic_folder(target) as folder:

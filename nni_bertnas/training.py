@@ -28,6 +28,11 @@ logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARN
 Report = Callable[[Mapping[str, float]], None]  # takes the metrics of one epoch
 
 
+def best_device() -> torch.device:
+    """The accelerator of this machine, or its CPU."""
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
 def set_threads(concurrency: int, threads: int | None) -> None:
     """Give this process its share of the cores, so that concurrent trials do not fight over them."""
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // concurrency))
