@@ -181,8 +181,11 @@ def _make_teacher(study: Study, target: Path, expected: str, report: Report) -> 
     if tune:
         train = _loader(tokenizer, rows["train"], study, shuffle=True)
         module = _FineTuning(model.train(), study.teacher, spec.metric, len(train) * study.teacher.epochs)
-        fit(module, train, dev, study.teacher.epochs, [KeepBest(f"dev_{spec.metric}", model), EpochReport(report)])
-    score = evaluate_classifier(model.eval(), dev, spec.metric)
+        best = KeepBest(f"dev_{spec.metric}", model)
+        fit(module, train, dev, study.teacher.epochs, [best, EpochReport(report)])
+        score = best.best
+    else:
+        score = evaluate_classifier(model.eval(), dev, spec.metric)
     result = {
         "fingerprint": expected,
         "fine_tuned": tune,

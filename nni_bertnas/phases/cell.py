@@ -16,7 +16,6 @@ from search_space.operations import operation_names
 
 NAMES = ("block", "depth")
 OPTIMIZE = "minimize"
-LATENCY_ROWS = 40  # real rows whose lengths a latency is measured at
 
 
 def units(study: Study, num_blocks: int) -> list[dict[str, int]]:
@@ -108,7 +107,6 @@ def _search(study: Study, block: int, depth: int, tracker: Tracker, edges: list[
         raise PhaseError(
             f"every candidate of block {block}, depth {depth} failed; see the log and lower cell.learning_rate"
         )
-    lengths = dev.lengths[:LATENCY_ROWS].tolist()
     result: dict[str, Any] = {
         "fingerprint": _fingerprint(study, block, depth),
         "block": block,
@@ -119,6 +117,6 @@ def _search(study: Study, block: int, depth: int, tracker: Tracker, edges: list[
     }
     with atomic_folder(RunDirectory(study).cell(block, depth)) as folder:
         kept = sorted(found, key=lambda one: one.score)[: config.candidates]
-        result["candidates"] = save_candidates(folder, kept, train.hidden_size, lengths)
+        result["candidates"] = save_candidates(folder, kept, train.hidden_size, dev.lengths.tolist())
         write_result(folder, study, result)
     return result
