@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nni_bertnas.config import Study
-from nni_bertnas.data import UNLABELLED
 from nni_bertnas.distill import LOGIT_LOSSES, hidden_loss
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.features import FeatureStore
-from nni_bertnas.tasks import METRICS
+from nni_bertnas.scoring import Scorer, label_loss, model_inputs
+from nni_bertnas.tasks import task_spec
+from nni_bertnas.teacher import task_note
 from nni_bertnas.training import adamw_linear, pl
 from search_space.student import Cell, StudentConfig, StudentForSequenceClassification
 
@@ -45,6 +45,7 @@ def new_student(
         dropout=study.student.dropout,
         id2label=bert.id2label,
         label2id=bert.label2id,
+        bertnas_task=task_note(study.task),
     )
     student = StudentForSequenceClassification(config)
     try:
@@ -61,7 +62,7 @@ def check_chain(student: StudentForSequenceClassification, cells: Sequence[Cell]
     Args:
         student: Holds the cells, not trained since.
         cells: In eval mode.
-        batch: `input_ids` and `mask`, `(batch, seq)`.
+        batch: `input_ids`, `token_type_ids` and `mask`, `(batch, seq)`.
 
     Returns:
         The greatest absolute difference of the last block's exit at unmasked positions, over its standard deviation.
@@ -69,10 +70,10 @@ def check_chain(student: StudentForSequenceClassification, cells: Sequence[Cell]
     Raises:
         PhaseError: They differ.
     """
-    hidden = student.embeddings(batch["input_ids"])
+    hidden = student.embeddings(batch["input_ids"], batch["token_type_ids"])
     for cell in cells:
         hidden = cell(hidden, batch["mask"])
-    exits = student.eval()(batch["input_ids"], batch["mask"], output_hidden_states=True).hidden_states
+    exits = student.eval()(**model_inputs(student, batch), output_hidden_states=True).hidden_states
     chained = cells[-1].out(exits[-1])
     difference = float((chained - hidden)[batch["mask"]].abs().max() / hidden[batch["mask"]].std())
     if not difference < 1e-3:
@@ -93,52 +94,46 @@ class StudentDistillation(pl.LightningModule):
         student: The chained student.
         cells: Whose maps out lead to the teacher's width.
         store: Features of train, for the variances.
-        study: Its `supernet` and `distill`.
-        metric: A key of METRICS, logged on dev as `dev_<metric>`.
+        study: Its `supernet` and `distill`; its task's metrics are logged on dev as `dev_<metric>`.
         steps: Optimiser steps in all.
     """
 
     def __init__(
         self, student: StudentForSequenceClassification, cells: Sequence[Cell], store: FeatureStore,
-        study: Study, metric: str, steps: int,
+        study: Study, steps: int,
     ) -> None:  # fmt: skip
         super().__init__()
         self.student = student
         self.edge_maps = nn.ModuleList(copy.deepcopy(cell.out) for cell in cells)
         self.variances = [store.variance(edge) for edge in store.edges[1:]]
         self.study = study
-        self.metric = metric
+        self.scorer = Scorer(task_spec(study.task))
         self.steps = steps
-        self._seen: list[tuple[Tensor, Tensor]] = []
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The weighted sum of the three losses of one batch."""
         distill = self.study.distill
-        output = self.student(batch["input_ids"], batch["mask"], output_hidden_states=True)
-        labels = batch["labels"]
-        label_losses = F.cross_entropy(output.logits, labels, ignore_index=UNLABELLED, reduction="sum")
+        output = self.student(**model_inputs(self.student, batch), output_hidden_states=True)
         losses = {
             "logit_loss": LOGIT_LOSSES[distill.logit_loss](output.logits, batch["logits"], distill.temperature),
-            "label_loss": label_losses / (labels != UNLABELLED).sum().clamp(min=1),
+            "label_loss": label_loss(output.logits, batch["labels"]),
         }
         loss = distill.logit_weight * losses["logit_loss"] + distill.label_weight * losses["label_loss"]
-        if distill.hidden_weight:
+        if batch["hidden"]:  # augmented rows have none
             mapped = [edge_map(x) for edge_map, x in zip(self.edge_maps, output.hidden_states, strict=True)]
             losses["hidden_loss"] = hidden_loss(mapped, batch["hidden"], self.variances, batch["mask"])
             loss = loss + distill.hidden_weight * losses["hidden_loss"]
         logged = {name: value.detach() for name, value in {"train_loss": loss, **losses}.items()}
-        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(output.logits))
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Collects predictions."""
-        self._seen.append((self.student(batch["input_ids"], batch["mask"]).logits.argmax(-1), batch["labels"]))
+        self.scorer.add(self.student(**model_inputs(self.student, batch)).logits, batch["labels"])
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the metric over all of dev."""
-        predictions, labels = (torch.cat(part).tolist() for part in zip(*self._seen, strict=True))
-        self._seen.clear()
-        self.log(f"dev_{self.metric}", METRICS[self.metric](labels, predictions))
+        """Logs the task's metrics over all of dev."""
+        self.log_dict({f"dev_{name}": value for name, value in self.scorer.scores().items()})
 
     def configure_optimizers(self) -> Any:
         """AdamW with a linear schedule; the embeddings have their own rate, or none."""

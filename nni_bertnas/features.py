@@ -21,14 +21,15 @@ from nni_bertnas.artifacts import RunDirectory, atomic_folder, fingerprint, read
 from nni_bertnas.config import Study, resolve_boundaries
 from nni_bertnas.data import (
     LengthBatches,
-    Rows,
     TokenDataset,
-    load_rows,
+    load_task,
     load_transfer,
     ragged_positions,
+    token_batch,
     tokenize,
 )
 from nni_bertnas.errors import PhaseError
+from nni_bertnas.scoring import model_inputs
 from nni_bertnas.teacher import load_teacher, read_teacher, teacher_fingerprint
 from nni_bertnas.training import best_device
 
@@ -78,8 +79,13 @@ class FeatureStore:
         return self._array("tokens")
 
     @cached_property
+    def token_types(self) -> np.ndarray:
+        """Of every word piece, `(num_tokens,)`: 1 in the second text of a pair."""
+        return self._array("token_types")
+
+    @cached_property
     def labels(self) -> np.ndarray:
-        """`(num_rows,)`; data.UNLABELLED where a row has none."""
+        """`(num_rows,)`; sources.UNLABELLED, or not-a-number for scores, where a row has none."""
         return np.asarray(self._array("labels"))
 
     @cached_property
@@ -118,8 +124,8 @@ class FeatureDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """Padded batches out of a store.
 
     Every batch has `hidden`, a list of `(batch, seq, hidden)` in single precision, one per edge asked for, and
-    `mask` `(batch, seq)`, bool; with `tokens` also `input_ids` `(batch, seq)`, `labels` `(batch,)` and the
-    teacher's `logits` `(batch, num_labels)`.
+    `mask` `(batch, seq)`, bool; with `tokens` also `input_ids` and `token_type_ids` `(batch, seq)`, `labels`
+    `(batch,)` and the teacher's `logits` `(batch, num_labels)`.
 
     Args:
         store: The split.
@@ -151,12 +157,10 @@ class FeatureDataset(torch.utils.data.Dataset[dict[str, Any]]):
         rows, store = self.rows[numbers], self.store
         positions, mask = ragged_positions(store.offsets, rows)
         batch: dict[str, Any] = {"mask": torch.from_numpy(mask), "part": self.part}
-        batch["hidden"] = [torch.from_numpy(store.hidden(edge)[positions]).float() for edge in self.edges]
         if self.with_tokens:
-            tokens = np.where(mask, store.tokens[positions], store.index["pad_token_id"]).astype(np.int64)
-            batch["input_ids"] = torch.from_numpy(tokens)
-            batch["labels"] = torch.from_numpy(store.labels[rows])
+            batch |= token_batch(store, rows, store.index["pad_token_id"])
             batch["logits"] = torch.from_numpy(store.logits[rows]).float()
+        batch["hidden"] = [torch.from_numpy(store.hidden(edge)[positions]).float() for edge in self.edges]
         return batch
 
 
@@ -208,10 +212,11 @@ def _build(study: Study, target: Path) -> dict[str, Any]:
     teacher, tokenizer = load_teacher(study)
     teacher.to(best_device())
     edges = study_edges(study)
-    splits = load_rows(study.task)
+    splits = load_task(study.task).splits
     with atomic_folder(target) as folder:
-        transfer = load_transfer(study.task)
-        train = Rows(splits["train"].texts + transfer.texts, splits["train"].labels + transfer.labels)
+        train = splits["train"]
+        if study.task.transfer_rows:
+            train += load_transfer(study.task)
         for split, rows in (("train", train), ("dev", splits["dev"])):
             write_split(folder / split, teacher, tokenize(tokenizer, rows, study.task.max_length), edges)
         size = sum(file.stat().st_size for file in folder.rglob("*.npy"))
@@ -243,7 +248,7 @@ def write_split(folder: Path, teacher: "PreTrainedModel", data: TokenDataset, ed
     sums = {edge: np.zeros(2) for edge in edges}
     for rows in LengthBatches(data.lengths, _BATCH_SIZE, shuffle=False):
         batch = {name: tensor.to(teacher.device) for name, tensor in data.__getitems__(rows).items()}
-        output = teacher(batch["input_ids"], attention_mask=batch["mask"].long(), output_hidden_states=True)
+        output = teacher(**model_inputs(teacher, batch), output_hidden_states=True)
         positions, mask = ragged_positions(data.offsets, rows)
         for edge in edges:
             values = output.hidden_states[edge][batch["mask"]].float().cpu().numpy()
@@ -258,6 +263,7 @@ def write_split(folder: Path, teacher: "PreTrainedModel", data: TokenDataset, ed
     for name, array in (
         ("offsets", data.offsets),
         ("tokens", data.tokens),
+        ("token_types", data.token_types),
         ("labels", data.labels),
         ("logits", logits),
     ):

@@ -1,5 +1,6 @@
 """What a study came to, for people to read."""
 
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nni_bertnas.artifacts import RunDirectory, read_result
 from nni_bertnas.config import Study
 from nni_bertnas.errors import PhaseError
-from nni_bertnas.tasks import TASKS
+from nni_bertnas.tasks import task_spec
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +42,7 @@ def best_student(study: Study) -> tuple[Path, dict[str, Any]]:
     found = [(folder, result) for folder, result in results if result is not None]
     if not found:
         raise PhaseError(f"{root} holds no student; make it with: bertnas run STUDY")
-    metric = TASKS[study.task.name].metric
+    metric = task_spec(study.task).metric
     return max(found, key=lambda pair: pair[1]["student"][f"dev_{metric}"])
 
 
@@ -64,12 +65,13 @@ def comparison(study: Study, result: Mapping[str, Any]) -> "Table":
     """The closing table."""
     from rich.table import Table
 
-    metric = TASKS[study.task.name].metric
+    metrics = task_spec(study.task).metrics
     table = Table(title=f"{study.name}: teacher against student, latency with {result['latency_threads']} thread(s)")
     for column in ("", "teacher", "student", "student / teacher"):
         table.add_column(column, justify="left" if not column else "right")
     teacher, student = result["teacher"], result["student"]
-    for split in ("dev", "test"):
+    splits = [key.removesuffix(f"_{metrics[0]}") for key in student if key.endswith(f"_{metrics[0]}")]
+    for split, metric in itertools.product(splits, metrics):
         pair = teacher[f"{split}_{metric}"] * 100, student[f"{split}_{metric}"] * 100
         table.add_row(f"{split} {metric}, %", f"{pair[0]:.2f}", f"{pair[1]:.2f}", f"{pair[1] - pair[0]:+.2f} points")
     for key, name, unit, digits in (

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
 from nni_bertnas.artifacts import (
@@ -17,16 +18,12 @@ from nni_bertnas.artifacts import (
     read_result,
     write_result,
 )
-from nni_bertnas.config import Study, TeacherConfig, resolve_boundaries, study_to_dict
-from nni_bertnas.data import (
-    data_fingerprint,
-    load_rows,
-    make_loader,
-    package_folder,
-    tokenize,
-)
+from nni_bertnas.config import Study, TaskConfig, TeacherConfig, resolve_boundaries, study_to_dict
+from nni_bertnas.data import data_fingerprint, load_task, make_loader, tokenize
 from nni_bertnas.errors import ConfigError, PhaseError
-from nni_bertnas.tasks import METRICS, TASKS
+from nni_bertnas.scoring import Scorer, evaluate_classifier, label_loss, model_inputs
+from nni_bertnas.sources import package_folder, plain_label
+from nni_bertnas.tasks import TaskSpec, task_spec
 from nni_bertnas.training import EpochReport, KeepBest, Report, adamw_linear, fit, pl
 
 if TYPE_CHECKING:
@@ -69,58 +66,83 @@ def teacher_fingerprint(study: Study) -> str:
     )
 
 
-def needs_fine_tuning(config: Any, label_names: Sequence[str], mode: str) -> bool:
-    """Whether a model has to learn the task first.
+def label_map(
+    config: Any, label_names: Sequence[str], mode: str, own_labels: Sequence[str] | None = None
+) -> list[int] | None:
+    """How a model's outputs go with the task's labels.
 
     Args:
         config: The Hugging Face configuration of the model.
-        label_names: The task's, in the data's order.
-        mode: `auto`, `always` or `never`.
+        label_names: The task's, in the data's order; empty for regression.
+        mode: `auto`, `always` or `never` fine-tune.
+        own_labels: The model's, in its own order, where its configuration does not name them.
+
+    Returns:
+        For every label of the data, the model's output of the same name; None if the model has to learn the task.
 
     Raises:
-        ConfigError: It has the task's labels in another order, or may not be fine-tuned but lacks them.
+        ConfigError: It may not be fine-tuned but has other labels.
     """
     if mode == "always":
-        return True
+        return None
     has_head = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
-    own = [str(config.id2label[number]).lower() for number in sorted(config.id2label)]
-    wanted = [name.lower() for name in label_names]
-    if has_head and own == wanted:
-        return False
-    if has_head and sorted(own) == sorted(wanted):
+    own = list(own_labels or (str(config.id2label[number]) for number in sorted(config.id2label)))
+    if own_labels is not None and len(own) != config.num_labels:
+        raise ConfigError(f"teacher.labels: the model has {config.num_labels} outputs, got {len(own)} names")
+    if has_head and not label_names and len(own) == 1:
+        return [0]
+    places = {plain_label(name): number for number, name in enumerate(own)}
+    if has_head and label_names and set(places) == {plain_label(name) for name in label_names}:
+        return [places[plain_label(name)] for name in label_names]
+    if mode == "never" or own_labels is not None:
+        remedy = "name its outputs in teacher.labels, or " if has_head and own_labels is None else ""
         raise ConfigError(
-            f"teacher.model: its labels are {own}, the data's {wanted}; set teacher.fine_tune: always to train it anew"
+            f"teacher.model: {'its labels are ' + ', '.join(own) if has_head else 'it has no classifier'}, "
+            f"the task's are {', '.join(label_names) or 'one score'}; {remedy}let it learn the task with "
+            "teacher.fine_tune: always"
         )
-    if mode == "never":
+    return None
+
+
+@torch.no_grad()
+def reorder_outputs(model: "PreTrainedModel", order: Sequence[int]) -> None:
+    """Put a classifier's outputs into another order: output i becomes what output `order[i]` was.
+
+    Raises:
+        ConfigError: Its last linear layer is not the one that gives the logits.
+    """
+    if list(order) == list(range(len(order))):
+        return
+    ids = torch.arange(5, 9)[None]
+    before = model.eval()(ids).logits
+    last = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == len(order)]
+    for parameter in last[-1].parameters() if last else ():
+        parameter.copy_(parameter[list(order)])
+    if not torch.allclose(model(ids).logits, before[:, list(order)], atol=1e-5):
         raise ConfigError(
-            f"teacher.model: {'its labels are ' + str(own) if has_head else 'it has no classifier'}, "
-            f"the task's {wanted}; set teacher.fine_tune: auto"
+            f"teacher.model: the outputs of {type(model).__name__} cannot be put into the data's order of labels; "
+            "set teacher.fine_tune: always to train it anew"
         )
-    return True
 
 
 class _FineTuning(pl.LightningModule):
-    def __init__(self, model: "PreTrainedModel", config: TeacherConfig, metric: str, steps: int) -> None:
+    def __init__(self, model: "PreTrainedModel", config: TeacherConfig, spec: TaskSpec, steps: int) -> None:
         super().__init__()
         self.model = model
         self.config = config
-        self.metric = metric
+        self.scorer = Scorer(spec)
         self.steps = steps
-        self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        loss = self.model(batch["input_ids"], attention_mask=batch["mask"].long(), labels=batch["labels"]).loss
+        loss = label_loss(self.model(**model_inputs(self.model, batch)).logits, batch["labels"])
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["labels"]))
         return loss
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
-        logits = self.model(batch["input_ids"], attention_mask=batch["mask"].long()).logits
-        self._seen.append((logits.argmax(-1), batch["labels"]))
+        self.scorer.add(self.model(**model_inputs(self.model, batch)).logits, batch["labels"])
 
     def on_validation_epoch_end(self) -> None:
-        predictions, labels = (torch.cat(part).tolist() for part in zip(*self._seen, strict=True))
-        self._seen.clear()
-        self.log(f"dev_{self.metric}", METRICS[self.metric](labels, predictions))
+        self.log_dict({f"dev_{name}": value for name, value in self.scorer.scores().items()})
 
     def configure_optimizers(self) -> Any:
         config = self.config
@@ -160,37 +182,44 @@ def _make_teacher(study: Study, target: Path, expected: str, report: Report) -> 
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     start = time.perf_counter()
-    spec = TASKS[study.task.name]
+    spec = task_spec(study.task)
     source = resolve_model(study.teacher.model)
+    data = load_task(study.task)
     pl.seed_everything(study.seed, verbose=False)
     try:
         config = AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
-        tune = needs_fine_tuning(config, spec.label_names, study.teacher.fine_tune)
+        order = label_map(config, data.label_names, study.teacher.fine_tune, study.teacher.labels)
         resolve_boundaries(study.teacher, config.num_hidden_layers)
-        labels = dict(enumerate(spec.label_names))
+        names = dict(enumerate(data.label_names or ("score",)))
         model = AutoModelForSequenceClassification.from_pretrained(
-            source, id2label=labels, label2id={name: number for number, name in labels.items()}, dtype=torch.float32
+            source,
+            id2label=names,
+            label2id={name: number for number, name in names.items()},
+            problem_type="regression" if spec.regression else "single_label_classification",
+            ignore_mismatched_sizes=order is None,  # another task's head is not wanted
+            dtype=torch.float32,
         )
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"teacher.model: {study.teacher.model} cannot be loaded: {str(error).splitlines()[0]}"
         ) from error
-    rows = load_rows(study.task)
-    dev = _loader(tokenizer, rows["dev"], study, shuffle=False)
-    if tune:
-        train = _loader(tokenizer, rows["train"], study, shuffle=True)
-        module = _FineTuning(model.train(), study.teacher, spec.metric, len(train) * study.teacher.epochs)
+    loaders = {split: _loader(tokenizer, rows, study, shuffle=split == "train") for split, rows in data.splits.items()}
+    if order is None:
+        _new_head(model)
+        train = loaders["train"]
+        module = _FineTuning(model.train(), study.teacher, spec, len(train) * study.teacher.epochs)
         best = KeepBest(f"dev_{spec.metric}", model)
-        fit(module, train, dev, study.teacher.epochs, [best, EpochReport(report)])
-        score = best.best
+        fit(module, train, loaders["dev"], study.teacher.epochs, [best, EpochReport(report)])
     else:
-        score = evaluate_classifier(model.eval(), dev, spec.metric)
+        reorder_outputs(model, order)
+    model.config.bertnas_task = task_note(study.task)
+    model.eval()
     result = {
         "fingerprint": expected,
-        "fine_tuned": tune,
+        "fine_tuned": order is None,
         "num_layers": config.num_hidden_layers,
-        "dev": {spec.metric: score},
+        **{split: evaluate_classifier(model, loaders[split], spec) for split in ("dev", *data.final_splits)},
         "seconds": time.perf_counter() - start,
     }
     with atomic_folder(target) as folder:
@@ -200,23 +229,22 @@ def _make_teacher(study: Study, target: Path, expected: str, report: Report) -> 
     return result
 
 
+def _new_head(model: "PreTrainedModel") -> None:
+    """Draw the classifier anew, so that a teacher of another task with as many labels starts like any other."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and not name.startswith(model.base_model_prefix):
+            module.weight.data.normal_(std=model.config.initializer_range)
+            module.bias.data.zero_()
+
+
+def task_note(task: TaskConfig) -> dict[str, Any]:
+    """What a saved model's configuration says of its task, for `bertnas predict`."""
+    return {"name": task.name, "texts": list(task_spec(task).texts), "max_length": task.max_length}
+
+
 def _loader(tokenizer: "PreTrainedTokenizerBase", rows: Any, study: Study, *, shuffle: bool) -> DataLoader[Any]:
     data = tokenize(tokenizer, rows, study.task.max_length)
     return make_loader(data, study.teacher.batch_size, shuffle=shuffle, seed=study.seed)
-
-
-@torch.inference_mode()
-def evaluate_classifier(model: "PreTrainedModel", loader: DataLoader[Any], metric: str) -> float:
-    """The metric of a Hugging Face classifier in eval mode over batches of input_ids, mask, labels."""
-    predictions: list[int] = []
-    labels: list[int] = []
-    for batch in loader:
-        logits = model(
-            input_ids=batch["input_ids"].to(model.device), attention_mask=batch["mask"].long().to(model.device)
-        ).logits
-        predictions += logits.argmax(-1).tolist()
-        labels += batch["labels"].tolist()
-    return METRICS[metric](labels, predictions)
 
 
 def read_teacher(study: Study) -> dict[str, Any]:

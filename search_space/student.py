@@ -208,7 +208,8 @@ class StudentForSequenceClassification(PreTrainedModel):
             input_ids: `(batch, seq)`.
             attention_mask: `(batch, seq)`, 1 = keep; all are kept without it.
             token_type_ids: `(batch, seq)`; all 0 without it.
-            labels: `(batch,)`, class numbers; with them the output has their mean cross-entropy as loss.
+            labels: `(batch,)`, class numbers, or scores where there is one output; with them the output has the mean
+                cross-entropy, or the mean squared error, as loss.
             output_hidden_states: Whether the output has the hidden state at every block's exit, each
                 `(batch, seq, hidden)`.
             return_dict: False for a plain tuple.
@@ -226,7 +227,11 @@ class StudentForSequenceClassification(PreTrainedModel):
                 x = layer(x, mask)
             exits.append(x)
         logits = self.classifier(self.dropout(self.pool(self.norm(x), mask)))
-        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        loss = None
+        if labels is not None and self.config.num_labels == 1:
+            loss = nn.functional.mse_loss(logits[:, 0], labels.to(logits.dtype))
+        elif labels is not None:
+            loss = nn.functional.cross_entropy(logits, labels)
         output = SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=tuple(exits) if output_hidden_states else None
         )

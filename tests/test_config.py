@@ -54,6 +54,15 @@ def test_every_problem_is_reported_at_once_with_its_path() -> None:
         ({"teacher": {"boundaries": [0, 4, 2]}}, "must rise"),
         ({"teacher": {"boundaries": [1, 4]}}, "start at 0"),
         ({"task": {"name": "sst2", "source": "glue"}}, "data_dir"),
+        ({"task": {"name": "custom"}}, "custom must be given"),
+        ({"task": {"name": "custom", "custom": {"text_columns": ["a"]}}}, "source must be files or disk"),
+        ({"task": {"name": "custom", "source": "files", "custom": {"text_columns": ["a"]}}}, "custom.train must name"),
+        (
+            {"task": {"name": "custom", "source": "files", "custom": {"text_columns": ["a"], "metric": "pearson"}}},
+            "suit",
+        ),
+        ({"task": {"name": "sst2", "source": "files"}}, "source files is for name: custom"),
+        ({"task": {"name": "stsb", "source": "hub"}, "distill": {"logit_loss": "soft_cross_entropy"}}, "must be mse"),
         ({"cell": {"depths": [1, 1]}}, "depths must differ"),
         ({"cell": {"epochs": 2, "warmup_epochs": 2}}, "warmup_epochs"),
         ({"distill": {"logit_weight": 0, "hidden_weight": 0, "label_weight": 0}}, "nothing would be learnt"),
@@ -91,7 +100,7 @@ def test_names_in_the_configuration_are_the_keys_of_the_tables() -> None:
     for owner, field, table in (
         (CellConfig, "strategy", STRATEGIES),
         (CellConfig, "operations", OPERATION_SETS),
-        (TaskConfig, "name", TASKS),
+        (TaskConfig, "name", {**TASKS, "custom": None}),
         (DistillConfig, "logit_loss", LOGIT_LOSSES),
     ):
         assert set(get_args(get_type_hints(owner)[field])) == set(table)
@@ -110,7 +119,7 @@ def test_boundaries() -> None:
 def test_every_shipped_file_validates() -> None:
     studies = sorted(CONFIGS.glob("studies/**/*.yml"))
     experiments = sorted(CONFIGS.glob("*.yml"))
-    assert len(studies) == 1 and len(experiments) == 3
+    assert len(studies) == 10 and len(experiments) == 3
     for path in studies:
         load_study(path)
     for path in experiments:

@@ -1,5 +1,4 @@
 import hashlib
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from nni_bertnas.data import (
     UNLABELLED,
     LengthBatches,
     TokenDataset,
-    load_rows,
+    load_task,
     load_transfer,
     ragged_positions,
     source_files,
@@ -22,7 +21,7 @@ from nni_bertnas.errors import ConfigError
 
 
 def test_movie_reviews_split_is_fixed_stratified_and_disjoint() -> None:
-    rows = load_rows(TaskConfig())
+    rows = load_task(TaskConfig()).splits
     assert {name: len(part) for name, part in rows.items()} == {"train": 6397, "dev": 1066, "test": 1067}
     assert sum(len(part) for part in rows.values()) == 8530
     for part in rows.values():
@@ -30,13 +29,16 @@ def test_movie_reviews_split_is_fixed_stratified_and_disjoint() -> None:
         assert abs(counts[0] - counts[1]) <= 1
     texts = [text for part in rows.values() for text in part.texts]
     assert len(set(texts)) == len(texts)
-    assert load_rows(TaskConfig())["dev"].texts == rows["dev"].texts
+    assert load_task(TaskConfig()).splits["dev"].texts == rows["dev"].texts
     # Any other split would make scores of different studies incomparable.
     assert hashlib.sha256("\n".join(rows["dev"].texts).encode()).hexdigest().startswith("55bc6f75276361ff")
 
 
 def test_transfer_rows_are_unlabelled_new_sentences_and_a_fixed_choice() -> None:
-    rows, few, more = load_rows(TaskConfig()), *(load_transfer(TaskConfig(transfer_rows=count)) for count in (50, 80))
+    rows, few, more = (
+        load_task(TaskConfig()).splits,
+        *(load_transfer(TaskConfig(transfer_rows=count)) for count in (50, 80)),
+    )
     assert len(few) == 50 and more.texts[:50] == few.texts and set(few.labels) == {UNLABELLED}
     assert not set(more.texts) & {text for part in rows.values() for text in part.texts}
     assert all(8 <= len(text.split()) <= 40 for text in more.texts)
@@ -47,41 +49,18 @@ def test_transfer_rows_are_unlabelled_new_sentences_and_a_fixed_choice() -> None
 
 def test_glue_layout(tmp_path: Path) -> None:
     folder = write_tiny_task(tmp_path, 200, 30)
-    rows = load_rows(TaskConfig(name="sst2", source="glue", data_dir=str(folder)))
-    assert {name: len(part) for name, part in rows.items()} == {"train": 180, "dev": 20, "test": 30}
+    rows = load_task(TaskConfig(name="sst2", source="glue", data_dir=str(folder))).splits
+    assert {name: len(part) for name, part in rows.items()} == {"train": 180, "dev": 20, "glue_dev": 30}
     first = (folder / "SST-2" / "dev.tsv").read_text().splitlines()[1].split("\t")
-    assert rows["test"].texts[0] == first[0].strip() and rows["test"].labels[0] == int(first[1])
+    assert rows["glue_dev"].texts[0] == first[0].strip() and rows["glue_dev"].labels[0] == int(first[1])
 
 
 def test_fewer_training_rows_leave_dev_and_test_alone(tmp_path: Path) -> None:
     folder = str(write_tiny_task(tmp_path))
-    everything = load_rows(TaskConfig(name="sst2", source="glue", data_dir=folder))
-    part = load_rows(TaskConfig(name="sst2", source="glue", data_dir=folder, max_train_rows=50))
-    assert len(part["train"]) == 50 and part["dev"] == everything["dev"] and part["test"] == everything["test"]
+    everything = load_task(TaskConfig(name="sst2", source="glue", data_dir=folder)).splits
+    part = load_task(TaskConfig(name="sst2", source="glue", data_dir=folder, max_train_rows=50)).splits
+    assert len(part["train"]) == 50 and part["dev"] == everything["dev"] and part["glue_dev"] == everything["glue_dev"]
     assert Counter(part["train"].labels) == {0: 25, 1: 25}
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("text\tlabel\na\t1\n", "train.tsv:1: the header"),
-        ("sentence\tlabel\na\t1\nb\n", "train.tsv:3"),
-        ("sentence\tlabel\na\t2\n", "train.tsv:2"),
-        ("sentence\tlabel\n \t1\n", "train.tsv:2"),
-    ],
-)
-def test_bad_rows_are_named_by_line(tmp_path: Path, text: str, message: str) -> None:
-    folder = write_tiny_task(tmp_path)
-    (folder / "SST-2" / "train.tsv").write_text(text)
-    with pytest.raises(ConfigError, match=message):
-        load_rows(TaskConfig(name="sst2", source="glue", data_dir=str(folder)))
-
-
-def test_quotes_are_literal(tmp_path: Path) -> None:
-    folder = write_tiny_task(tmp_path)
-    path = folder / "SST-2" / "dev.tsv"
-    path.write_text(path.read_text() + "\"it 's good\t1\n")
-    assert load_rows(TaskConfig(name="sst2", source="glue", data_dir=str(folder)))["test"].texts[-1] == "\"it 's good"
 
 
 def test_missing_sources_are_named() -> None:
@@ -119,11 +98,3 @@ def test_token_batches() -> None:
     assert batch["input_ids"].tolist() == [[8, 0, 0], [5, 6, 7]]
     assert batch["mask"].tolist() == [[True, False, False], [True, True, True]]
     assert torch.equal(batch["labels"], torch.tensor([0, 1]))
-
-
-@pytest.mark.glue
-@pytest.mark.skipif("BERTNAS_GLUE_DIR" not in os.environ, reason="set BERTNAS_GLUE_DIR to the folder that holds SST-2/")
-def test_real_sst2() -> None:
-    rows = load_rows(TaskConfig(name="sst2", source="glue", data_dir=os.environ["BERTNAS_GLUE_DIR"]))
-    assert {name: len(part) for name, part in rows.items()} == {"train": 67349 - 872, "dev": 872, "test": 872}
-    assert rows["test"].texts[0] == "it 's a charming and often affecting journey ." and rows["test"].labels[0] == 1

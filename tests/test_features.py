@@ -11,7 +11,7 @@ from conftest import tiny_study
 
 from nni_bertnas.artifacts import RunDirectory
 from nni_bertnas.config import Study
-from nni_bertnas.data import LengthBatches, load_rows, make_loader, tokenize
+from nni_bertnas.data import LengthBatches, load_task, make_loader, tokenize
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.features import (
     FeatureDataset,
@@ -21,13 +21,13 @@ from nni_bertnas.features import (
     find_features,
     open_features,
 )
-from nni_bertnas.teacher import ensure_teacher, load_teacher, needs_fine_tuning, resolve_model
+from nni_bertnas.teacher import ensure_teacher, label_map, load_teacher, reorder_outputs, resolve_model
 
 
 @pytest.mark.parametrize("split", ["train", "dev"])
 def test_stored_features_are_the_live_teachers(built: Study, split: str) -> None:
     teacher, tokenizer = load_teacher(built)
-    rows = load_rows(built.task)[split]
+    rows = load_task(built.task).splits[split]
     live = tokenize(tokenizer, rows, built.task.max_length)
     store = open_features(built, split)
     assert store.edges == [0, 1, 2] and len(store) == len(rows)
@@ -39,7 +39,7 @@ def test_stored_features_are_the_live_teachers(built: Study, split: str) -> None
         assert torch.equal(mask, expected["mask"]) and torch.equal(batch["labels"], expected["labels"])
         assert torch.equal(batch["input_ids"], expected["input_ids"])
         with torch.inference_mode():
-            output = teacher(expected["input_ids"], attention_mask=mask.long(), output_hidden_states=True)
+            output = teacher(expected["input_ids"], mask.long(), expected["token_type_ids"], output_hidden_states=True)
         for edge, hidden in zip(store.edges, batch["hidden"], strict=True):
             torch.testing.assert_close(hidden[mask], output.hidden_states[edge][mask], rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(batch["logits"], output.logits, rtol=1e-3, atol=1e-3)
@@ -134,24 +134,67 @@ def test_a_fine_tuned_teacher_is_taken_as_it_is(built: Study, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("architecture", "labels", "mode", "expected"),
     [
-        ("BertModel", ("LABEL_0", "LABEL_1"), "auto", True),
-        ("BertForSequenceClassification", ("Negative", "Positive"), "auto", False),
-        ("BertForSequenceClassification", ("Negative", "Positive"), "always", True),
-        ("BertForSequenceClassification", ("a", "b", "c"), "auto", True),
-        ("BertForSequenceClassification", ("positive", "negative"), "auto", "another order|fine_tune: always"),
-        ("BertForSequenceClassification", ("LABEL_0", "LABEL_1"), "never", "fine_tune: auto"),
+        ("BertModel", ("LABEL_0", "LABEL_1"), "auto", None),
+        ("BertForSequenceClassification", ("Negative", "Positive"), "auto", [0, 1]),
+        ("BertForSequenceClassification", ("Negative", "Positive"), "always", None),
+        ("BertForSequenceClassification", ("a", "b", "c"), "auto", None),
+        ("BertForSequenceClassification", ("positive", "negative"), "auto", [1, 0]),
+        ("BertForSequenceClassification", ("LABEL_0", "LABEL_1"), "never", "name its outputs in teacher.labels"),
         ("BertModel", ("LABEL_0", "LABEL_1"), "never", "no classifier"),
     ],
 )
-def test_when_a_teacher_is_fine_tuned(architecture: str, labels: tuple, mode: str, expected: bool | str) -> None:
+def test_when_a_teacher_is_fine_tuned(
+    architecture: str, labels: tuple, mode: str, expected: list[int] | str | None
+) -> None:
     from transformers import BertConfig
 
     config = BertConfig(id2label=dict(enumerate(labels)), architectures=[architecture])
     if isinstance(expected, str):
         with pytest.raises(ConfigError, match=expected):
-            needs_fine_tuning(config, ("negative", "positive"), mode)
+            label_map(config, ("negative", "positive"), mode)
     else:
-        assert needs_fine_tuning(config, ("negative", "positive"), mode) is expected
+        assert label_map(config, ("negative", "positive"), mode) == expected
+
+
+def test_labels_of_a_teacher_that_does_not_name_them() -> None:
+    from transformers import BertConfig
+
+    config = BertConfig(num_labels=3, architectures=["BertForSequenceClassification"])
+    names = ("entailment", "neutral", "not contradiction")
+    assert label_map(config, names, "auto") is None
+    assert label_map(config, names, "auto", ["Neutral", "entailment", "not_contradiction"]) == [1, 0, 2]
+    with pytest.raises(ConfigError, match=r"teacher\.labels: the model has 3 outputs"):
+        label_map(config, names, "auto", ["neutral", "entailment"])
+    with pytest.raises(ConfigError, match="the task's are entailment"):
+        label_map(config, names, "auto", ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta", "DistilBert"])
+def test_a_teachers_outputs_are_put_into_the_datas_order(kind: str) -> None:
+    import transformers
+
+    shape = {"BertConfig": {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8}}
+    shape["RobertaConfig"] = {**shape["BertConfig"], "pad_token_id": 1}
+    shape["DistilBertConfig"] = {"dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 16}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=50, num_labels=3, **shape[f"{kind}Config"])
+    model = getattr(transformers, f"{kind}ForSequenceClassification")(config).eval()
+    ids = torch.tensor([[7, 8, 9]])
+    before = model(ids).logits
+    reorder_outputs(model, [2, 0, 1])
+    torch.testing.assert_close(model(ids).logits, before[:, [2, 0, 1]])
+
+
+def test_a_teacher_with_another_order_of_labels_gives_the_same_answers(built: Study, tmp_path: Path) -> None:
+    teacher, tokenizer = load_teacher(built)
+    reorder_outputs(teacher, [1, 0])
+    teacher.config.id2label = {0: "Positive", 1: "Negative"}
+    teacher.config.label2id = {"Positive": 0, "Negative": 1}
+    for part in (teacher, tokenizer):
+        part.save_pretrained(tmp_path / "turned")
+    study = tiny_study(tmp_path, teacher={"model": str(tmp_path / "turned")})
+    result = ensure_teacher(study)
+    assert not result["fine_tuned"] and result["glue_dev"] == ensure_teacher(built)["glue_dev"]
+    assert load_teacher(study)[0].config.id2label == {0: "negative", 1: "positive"}
 
 
 def test_models_of_packages() -> None:

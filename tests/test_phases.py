@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from nni_bertnas.artifacts import RunDirectory, atomic_folder, read_result
 from nni_bertnas.cli import main
 from nni_bertnas.config import Study, study_to_yaml
-from nni_bertnas.data import load_rows
+from nni_bertnas.data import load_task
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.phases import block, cell, supernet
 from nni_bertnas.report import best_student, show
@@ -98,15 +98,15 @@ def test_supernet_result_and_saved_student(finished: tuple) -> None:
     folder = RunDirectory(study).supernet(0)
     result = read_result(folder)
     assert result["chain_difference"] < 1e-3
-    assert result["student"]["test_accuracy"] > 0.7 and result["teacher"]["test_accuracy"] > 0.9
+    assert result["student"]["glue_dev_accuracy"] > 0.7 and result["teacher"]["glue_dev_accuracy"] > 0.9
     student = StudentForSequenceClassification.from_pretrained(folder / "student").eval()
     assert sum(parameter.numel() for parameter in student.parameters()) == result["student"]["num_params"]
     assert [list(one.values()) for one in result["architecture"]] == student.config.cells
     assert student.config.id2label == {0: "negative", 1: "positive"}
-    rows = load_rows(study.task)["test"]
+    rows = load_task(study.task).splits["glue_dev"]
     tokens = AutoTokenizer.from_pretrained(folder / "student")(rows.texts, padding=True, return_tensors="pt")
     predictions = student(**tokens).logits.argmax(-1).tolist()
-    assert accuracy_score(rows.labels, predictions) == pytest.approx(result["student"]["test_accuracy"])
+    assert accuracy_score(rows.labels, predictions) == pytest.approx(result["student"]["glue_dev_accuracy"])
     best = max(epoch["dev_accuracy"] for epoch in recorders["supernet"].epochs)
     assert result["student"]["dev_accuracy"] == pytest.approx(best)
     assert recorders["supernet"].results[0]["default"] == pytest.approx(best)
@@ -133,7 +133,7 @@ def test_the_report_names_both_sides_and_the_place(finished: tuple, capsys: pyte
     show(study, Console(width=200))
     text = capsys.readouterr().out
     folder, result = best_student(study)
-    assert f"{result['student']['test_accuracy'] * 100:.2f}" in text and str(folder / "student") in text
+    assert f"{result['student']['glue_dev_accuracy'] * 100:.2f}" in text and str(folder / "student") in text
     assert f"{result['teacher']['latency_ms']:.2f}" in text and "1 / " in text
 
 

@@ -31,7 +31,8 @@ def make_student(teacher_size: int = 32, hidden_size: int = 16) -> StudentForSeq
 
 def batch() -> dict[str, torch.Tensor]:
     mask = torch.tensor([[1] * 9, [1] * 4 + [0] * 5]).bool()
-    return {"input_ids": torch.randint(1, 100, (2, 9)) * mask, "mask": mask}
+    types = torch.tensor([[0] * 5 + [1] * 4, [0] * 2 + [1] * 2 + [0] * 5])
+    return {"input_ids": torch.randint(1, 100, (2, 9)) * mask, "mask": mask, "token_type_ids": types}
 
 
 @pytest.mark.parametrize("hidden_size", [16, 32])

@@ -9,11 +9,11 @@ from nni_bertnas.artifacts import RunDirectory, atomic_folder, fingerprint, read
 from nni_bertnas.candidates import Candidate, load_cell
 from nni_bertnas.config import Study, study_to_dict
 from nni_bertnas.cost import Call, count_flops, count_params, layers_call, measure_latency_ms, model_call
-from nni_bertnas.data import load_rows, make_loader, tokenize
+from nni_bertnas.data import load_task, make_loader, tokenize
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.features import FeatureDataset, open_features, study_edges
 from nni_bertnas.selection import Combination, Option, combinations
-from nni_bertnas.tasks import TASKS
+from nni_bertnas.tasks import task_spec
 from nni_bertnas.tracking import Tracker
 from search_space.student import operations_of
 
@@ -75,12 +75,12 @@ def run(study: Study, seed: int, tracker: Tracker | None = None) -> dict[str, An
     result = find(study, seed)
     if result is None:
         result = _train(study, seed, tracker)
-    metric = TASKS[study.task.name].metric
+    metric = task_spec(study.task).metric
     student = result["student"]
     tracker.final(
         {
             "default": student[f"dev_{metric}"],
-            f"test_{metric}": student[f"test_{metric}"],
+            **{name: value for name, value in student.items() if name.endswith(f"_{metric}")},
             "num_params": student["num_params"],
             "latency_ms": student["latency_ms"],
             "speedup": result["speedup"],
@@ -91,12 +91,14 @@ def run(study: Study, seed: int, tracker: Tracker | None = None) -> dict[str, An
 
 def _train(study: Study, seed: int, tracker: Tracker) -> dict[str, Any]:
     from nni_bertnas.chain import StudentDistillation, check_chain, new_student
-    from nni_bertnas.teacher import evaluate_classifier, load_teacher
+    from nni_bertnas.scoring import evaluate_classifier
+    from nni_bertnas.teacher import load_teacher
     from nni_bertnas.training import EpochReport, KeepBest, fit, pl
 
     start = time.perf_counter()
     pl.seed_everything(seed, verbose=False)
-    config, metric = study.supernet, TASKS[study.task.name].metric
+    config, spec = study.supernet, task_spec(study.task)
+    metric = f"dev_{spec.metric}"
     teacher, tokenizer = load_teacher(study)
     train, dev = open_features(study, "train"), open_features(study, "dev")
     lengths = dev.lengths[:_LATENCY_ROWS].tolist() * _LATENCY_REPEATS
@@ -117,21 +119,26 @@ def _train(study: Study, seed: int, tracker: Tracker) -> dict[str, Any]:
 
     edges = train.edges[1:] if study.distill.hidden_weight else ()
     loader = make_loader(FeatureDataset(train, edges, tokens=True), config.batch_size, shuffle=True, seed=seed)
-    module = StudentDistillation(student, picked, train, study, metric, len(loader) * config.epochs).train()
-    best = KeepBest(f"dev_{metric}", student)
-    report = EpochReport(lambda metrics: tracker.epoch(metrics, f"dev_{metric}"))
+    module = StudentDistillation(student, picked, train, study, len(loader) * config.epochs).train()
+    best = KeepBest(metric, student)
+    report = EpochReport(lambda metrics: tracker.epoch(metrics, metric))
     fit(module, loader, dev_loader, config.epochs, [best, report])
     student.eval()
 
-    rows = load_rows(study.task)["test"]
-    test = tokenize(tokenizer, rows, study.task.max_length)
-    test_loader = make_loader(test, 128, shuffle=False)
+    data = load_task(study.task)
+    loaders = {"dev": dev_loader}
+    for split in data.final_splits:
+        tokens = tokenize(tokenizer, data.splits[split], study.task.max_length)
+        loaders[split] = make_loader(tokens, 128, shuffle=False)
     calls = {"teacher": model_call(teacher, lengths), "student": model_call(student, lengths)}
     latency_ms = measure_latency_ms(calls, lengths, threads=config.latency_threads)
     sides = {
         name: {
-            f"dev_{metric}": evaluate_classifier(model, dev_loader, metric),
-            f"test_{metric}": evaluate_classifier(model, test_loader, metric),
+            **{
+                f"{split}_{name}": value
+                for split, split_loader in loaders.items()
+                for name, value in evaluate_classifier(model, split_loader, spec).items()
+            },
             "num_params": count_params(model),
             "num_flops": count_flops(calls[name], sorted(lengths)[len(lengths) // 2]),
             "latency_ms": latency_ms[name],

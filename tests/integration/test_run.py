@@ -62,7 +62,7 @@ def test_run_reuse_force_and_interrupt(tmp_path: Path) -> None:
     for part in (
         "web UI at http://127.0.0.1:",
         "block 0 depth 1: default",
-        "test accuracy",
+        "glue_dev accuracy",
         "wall time: teacher",
         "student:",
     ):
