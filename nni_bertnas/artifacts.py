@@ -17,7 +17,7 @@ from nni_bertnas.config import Study, study_to_yaml
 from nni_bertnas.errors import PhaseError
 
 RESULT = "result.json"
-STAGES = ("teacher", "features", "cell", "block", "supernet")  # in the order in which they feed each other
+STAGES = ("teacher", "features", "cell", "block", "augment", "supernet")  # in the order in which they feed each other
 
 
 class RunDirectory:
@@ -35,6 +35,16 @@ class RunDirectory:
     def features(self) -> Path:
         """The feature store, one folder per split."""
         return self.root / "features"
+
+    @property
+    def masked_lm(self) -> Path:
+        """The masked language model that was fitted for the augmentation."""
+        return self.root / "masked_lm"
+
+    @property
+    def augment(self) -> Path:
+        """The augmented rows, and the teacher's labels for them."""
+        return self.root / "augment"
 
     def cell(self, block: int, depth: int) -> Path:
         """The ranked candidates of one (block, depth)."""

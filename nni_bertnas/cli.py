@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str]] = {
     "validate": (commands.validate, "check a study file, and NNI's experiment files"),
     "teacher": (commands.teacher, "make the teacher, fine-tuned where it needs it"),
     "features": (commands.features, "run the teacher once over the data and store what it gives"),
+    "augment": (commands.augment, "new training rows, after TinyBERT, for the student (study section augment)"),
     "cell": (commands.phase, "the cell phase through NNI"),
     "block": (commands.phase, "the block phase through NNI"),
     "supernet": (commands.phase, "the supernet phase through NNI"),
@@ -35,6 +36,8 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("study", type=Path, metavar="STUDY", help="the study's YAML file")
         if name == "validate":
             sub.add_argument("nni_yaml", type=Path, nargs="*", metavar="NNI_YAML", help="NNI experiment files")
+        if name == "augment":
+            sub.add_argument("--fit-mlm", action="store_true", help="first fit a masked language model to the text")
         if name == "run":
             sub.add_argument("--force", choices=STAGES, metavar="PHASE", help=f"redo from here on: {', '.join(STAGES)}")
     return top

@@ -28,10 +28,17 @@ def run(arguments: Namespace) -> None:
         directory.discard_from(arguments.force)
     console = _console()
     console.print(f"study {study.name} ({arguments.study}), everything goes to {directory.root}", highlight=False)
+    if study.augment.copies:
+        from nni_bertnas.masked_lm import find_masked_lm
+
+        find_masked_lm(study)  # is needed late; an hour's work should not end with its lack
     _teacher(study, console)
     _features(study, console)
-    for name in ("cell", "block", "supernet"):
+    for name in ("cell", "block"):
         _phase(study, arguments.study, name, console)
+    if study.augment.copies:
+        _augment(study, console)
+    _phase(study, arguments.study, "supernet", console)
     _show(study, console)
 
 
@@ -63,6 +70,17 @@ def features(arguments: Namespace) -> None:
     console = _console()
     _teacher(study, console)
     _features(study, console)
+
+
+def augment(arguments: Namespace) -> None:
+    """Make the augmented rows; with --fit-mlm the masked language model too."""
+    study = load_study(arguments.study)
+    console = _console()
+    if arguments.fit_mlm:
+        _masked_lm(study, console)
+    _teacher(study, console)
+    _features(study, console)
+    _augment(study, console)
 
 
 def phase(arguments: Namespace) -> None:
@@ -125,6 +143,64 @@ def _features(study: Study, console: "Console") -> None:
         record_seconds(study, "features", time.perf_counter() - start)
     kept = " (reused)" if reused else f", {time.perf_counter() - start:.0f} s"
     console.print(f"features: edges {result['edges']}, {result['num_bytes'] / 1e6:.0f} MB{kept}", highlight=False)
+
+
+def _masked_lm(study: Study, console: "Console") -> None:
+    from nni_bertnas.masked_lm import ensure_masked_lm
+
+    if study.augment.masked_lm is not None:
+        raise ConfigError(f"augment.masked_lm names {study.augment.masked_lm}; set it to null to fit one")
+
+    def show(metrics: Any) -> None:
+        done = f"epoch {metrics['epoch'] + 1:.0f} of {study.augment.fit_epochs}"
+        console.print(f"masked language model: {done}, right on dev {metrics['dev_accuracy']:.1%}", highlight=False)
+
+    with console.status("masked language model: fitting to the task's text …"):
+        result = ensure_masked_lm(study, show)
+    shares = f"{result['dev_accuracy']:.1%} right on dev, the commonest piece {result['commonest_accuracy']:.1%}"
+    console.print(f"masked language model: {shares}, {result['seconds']:.0f} s", highlight=False)
+
+
+def _augment(study: Study, console: "Console") -> None:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from nni_bertnas.augment import TEXTS, ensure_augmented, find_augmented
+    from nni_bertnas.report import record_seconds
+
+    start = time.perf_counter()
+    reused = study.augment.copies > 0 and find_augmented(study) is not None
+    columns = [
+        TextColumn("augment: rows of train"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("")
+
+        def show(done: int, total: int) -> None:
+            rate = done / (time.perf_counter() - start)
+            bar.update(task, completed=done, total=total, description=f"{rate:.1f} rows/s")
+
+        result = ensure_augmented(study, show)
+    if not reused:
+        record_seconds(study, "augment", time.perf_counter() - start)
+    console.print(
+        f"augment: {result['rows']} new rows of {result['tries']} tries ({result['unchanged_share']:.1%} unchanged, "
+        f"{result['duplicate_share']:.1%} duplicates), {result['rows_per_second']:.0f} tries/s, then the teacher "
+        f"{result['label_seconds']:.0f} s{' (reused)' if reused else ''}",
+        highlight=False,
+    )
+    what, number = ("mean difference", "{:.3f}") if study.task.regression else ("disagreement", "{:.1%}")
+    both = (number.format(result[name]) for name in ("disagreement", "disagreement_of_train"))
+    console.print(
+        "augment: {} of the teacher and the labels {}, on train itself {}; the texts are in {}".format(
+            what, *both, RunDirectory(study).augment / TEXTS
+        ),
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _phase(study: Study, study_path: Path, name: str, console: "Console") -> None:

@@ -1,6 +1,8 @@
 """Rows of a task: read, split, tokenised once, batched by length."""
 
+import bisect
 import csv
+import itertools
 import logging
 import re
 from collections import Counter
@@ -191,6 +193,43 @@ class LengthBatches(torch.utils.data.Sampler[list[int]]):
             yield batches[index]
 
 
+class StreamBatches(torch.utils.data.Sampler[list[int]]):
+    """Length batches of several parts of one data set, each batch out of one part, as an endless shuffled stream.
+
+    Args:
+        parts: Lengths of every part's rows; a row's number counts from the first part on.
+        batch_size: Rows.
+        seed: Of the order.
+        epoch_rows: How much of the stream is an epoch; None: as many batches as there are.
+    """
+
+    def __init__(
+        self, parts: Sequence[np.ndarray], batch_size: int, *, seed: int, epoch_rows: int | None = None
+    ) -> None:
+        self.parts = [LengthBatches(lengths, batch_size, shuffle=True, seed=seed) for lengths in parts]
+        self.generator = np.random.default_rng(seed)
+        self.count = sum(map(len, self.parts)) if epoch_rows is None else -(-epoch_rows // batch_size)
+        self.stream = self._stream()
+
+    def _stream(self) -> Iterator[list[int]]:
+        firsts = np.cumsum([0, *(len(part.lengths) for part in self.parts)])
+        while True:
+            batches = [
+                [first + row for row in batch]
+                for part, first in zip(self.parts, firsts.tolist(), strict=False)
+                for batch in part
+            ]
+            if len(self.parts) > 1:
+                batches = [batches[index] for index in self.generator.permutation(len(batches))]
+            yield from batches
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return itertools.islice(self.stream, self.count)
+
+
 def ragged_positions(offsets: np.ndarray, rows: Any) -> tuple[np.ndarray, np.ndarray]:
     """Where the elements of some rows of a ragged array stand, padded to the longest.
 
@@ -273,7 +312,25 @@ def make_loader(
         seed: Of the order.
         kind: The loader's class; NNI wants its own.
     """
-    batches = LengthBatches(dataset.lengths, batch_size, shuffle=shuffle, seed=seed)
+    return _loader(dataset, LengthBatches(dataset.lengths, batch_size, shuffle=shuffle, seed=seed), kind)
+
+
+def make_stream(parts: Sequence[Any], batch_size: int, *, seed: int, epoch_rows: int | None) -> Any:
+    """A loader over several data sets as in :func:`make_loader`; see :class:`StreamBatches`."""
+    batches = StreamBatches([part.lengths for part in parts], batch_size, seed=seed, epoch_rows=epoch_rows)
+    return _loader(_Parts(parts), batches, torch.utils.data.DataLoader)
+
+
+class _Parts(torch.utils.data.ConcatDataset[Any]):
+    """Gives a batch out of the part in which its first row is, as all others are."""
+
+    def __getitems__(self, rows: list[int]) -> Any:
+        part = bisect.bisect_right(self.cumulative_sizes, rows[0])
+        first = self.cumulative_sizes[part] - len(self.datasets[part])  # type: ignore[arg-type]
+        return self.datasets[part].__getitems__([row - first for row in rows])  # type: ignore[attr-defined]
+
+
+def _loader(dataset: Any, batches: Any, kind: Callable[..., Any]) -> Any:
     return kind(dataset, batch_sampler=batches, collate_fn=_whole)
 
 

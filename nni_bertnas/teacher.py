@@ -50,7 +50,8 @@ def resolve_model(name: str) -> str:
     return str(found[0].parent)
 
 
-def _weights_fingerprint(model: str) -> str:
+def weights_fingerprint(model: str) -> str:
+    """A hash of the weights in a model's folder; the name itself of a model on the hub."""
     folder = Path(model)
     if not folder.is_dir():
         return model
@@ -62,7 +63,7 @@ def teacher_fingerprint(study: Study) -> str:
     settings = study_to_dict(study)["teacher"]
     del settings["num_blocks"], settings["boundaries"]
     return fingerprint(
-        study.seed, data_fingerprint(study.task), _weights_fingerprint(resolve_model(study.teacher.model)), settings
+        study.seed, data_fingerprint(study.task), weights_fingerprint(resolve_model(study.teacher.model)), settings
     )
 
 

@@ -14,7 +14,7 @@ from nni_bertnas import quiet_libraries
 from nni_bertnas.config import Study, parse_study
 
 quiet_libraries()
-WORDS = [f"w{number}" for number in range(95)]
+WORDS = ["q" + chr(97 + number // 10) + chr(97 + number % 10) for number in range(95)]  # qaa to qje
 
 
 def write_tiny_model(folder: Path) -> Path:
@@ -34,7 +34,7 @@ def write_tiny_model(folder: Path) -> Path:
 
 
 def write_tiny_task(folder: Path, num_train: int = 240, num_dev: int = 40) -> Path:
-    """Write SST-2's layout: a text is positive when it holds more of the words w0 to w9 than of w10 to w19."""
+    """Write SST-2's layout: a text is positive when it holds more of the first ten words than of the second ten."""
     generator = np.random.default_rng(0)
     for name, count in (("train.tsv", num_train), ("dev.tsv", num_dev)):
         lines = ["sentence\tlabel"]

@@ -70,7 +70,7 @@ def test_fingerprint_follows_teacher_data_and_edges(built: Study) -> None:
     assert features_fingerprint(other, [0, 1, 2]) != before
     path = Path(str(built.task.data_dir)) / "SST-2" / "dev.tsv"
     text = path.read_text()
-    path.write_text(text + "w1\t1\n")
+    path.write_text(text + "qab\t1\n")
     assert features_fingerprint(built, [0, 1, 2]) != before
     path.write_text(text)
     assert features_fingerprint(built, [0, 1, 2]) == before

@@ -6,10 +6,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from nni_bertnas.artifacts import RunDirectory, atomic_folder, fingerprint, read_result, write_result
+from nni_bertnas.augment import augment_fingerprint, open_augmented
 from nni_bertnas.candidates import Candidate, load_cell
 from nni_bertnas.config import Study, study_to_dict
 from nni_bertnas.cost import Call, count_flops, count_params, layers_call, measure_latency_ms, model_call
-from nni_bertnas.data import load_task, make_loader, tokenize
+from nni_bertnas.data import load_task, make_loader, make_stream, tokenize
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.features import FeatureDataset, open_features, study_edges
 from nni_bertnas.selection import Combination, Option, combinations
@@ -54,6 +55,8 @@ def _rankings(study: Study) -> list[dict[str, Any]]:
 def _fingerprint(study: Study, seed: int, rankings: list[dict[str, Any]]) -> str:
     settings = study_to_dict(study)
     parts = [settings[part] for part in ("student", "supernet", "distill")]
+    if study.augment.copies:
+        parts += [augment_fingerprint(study), study.augment.copies]
     return fingerprint([ranking["fingerprint"] for ranking in rankings], seed, parts)
 
 
@@ -118,7 +121,11 @@ def _train(study: Study, seed: int, tracker: Tracker) -> dict[str, Any]:
     difference = check_chain(student, picked, next(iter(dev_loader)))
 
     edges = train.edges[1:] if study.distill.hidden_weight else ()
-    loader = make_loader(FeatureDataset(train, edges, tokens=True), config.batch_size, shuffle=True, seed=seed)
+    parts = [FeatureDataset(train, edges, tokens=True)]
+    if study.augment.copies:
+        store, rows = open_augmented(study)
+        parts.append(FeatureDataset(store, (), tokens=True, rows=rows))
+    loader = make_stream(parts, config.batch_size, seed=seed, epoch_rows=config.epoch_rows)
     module = StudentDistillation(student, picked, train, study, len(loader) * config.epochs).train()
     best = KeepBest(metric, student)
     report = EpochReport(lambda metrics: tracker.epoch(metrics, metric))
