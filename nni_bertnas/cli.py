@@ -14,6 +14,7 @@ from nni_bertnas.errors import BertnasError
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str]] = {
     "run": (commands.run, "all of a study: teacher, features, and the three phases through NNI"),
     "validate": (commands.validate, "check a study file, and NNI's experiment files"),
+    "data": (commands.data, "rows, labels, lengths and examples of a study's data"),
     "teacher": (commands.teacher, "make the teacher, fine-tuned where it needs it"),
     "features": (commands.features, "run the teacher once over the data and store what it gives"),
     "augment": (commands.augment, "new training rows, after TinyBERT, for the student (study section augment)"),
@@ -21,6 +22,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str]] = {
     "block": (commands.phase, "the block phase through NNI"),
     "supernet": (commands.phase, "the supernet phase through NNI"),
     "report": (commands.report, "teacher against student, once more"),
+    "predict": (commands.predict, "predictions of a saved teacher or student for a file of rows"),
 }
 
 
@@ -33,6 +35,9 @@ def parser() -> argparse.ArgumentParser:
     subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (_, text) in COMMANDS.items():
         sub = subparsers.add_parser(name, help=text, description=text)
+        if name == "predict":
+            _add_predict(sub)
+            continue
         sub.add_argument("study", type=Path, metavar="STUDY", help="the study's YAML file")
         if name == "validate":
             sub.add_argument("nni_yaml", type=Path, nargs="*", metavar="NNI_YAML", help="NNI experiment files")
@@ -41,6 +46,27 @@ def parser() -> argparse.ArgumentParser:
         if name == "run":
             sub.add_argument("--force", choices=STAGES, metavar="PHASE", help=f"redo from here on: {', '.join(STAGES)}")
     return top
+
+
+def _add_predict(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "model", type=Path, metavar="MODEL", help="folder of the model, e.g. runs/demo/supernet/seed0/student"
+    )
+    sub.add_argument(
+        "file", type=Path, metavar="FILE", help=".csv, .tsv, .jsonl or .parquet; for a submission the GLUE folder"
+    )
+    sub.add_argument(
+        "--output", type=Path, metavar="FILE", help="where to, by the same endings (default: FILE.predictions.csv)"
+    )
+    sub.add_argument(
+        "--columns", nargs="+", metavar="NAME", help="of the text or texts (default: those it was trained on)"
+    )
+    sub.add_argument(
+        "--quotes", choices=("csv", "literal"), help="literal: a quote in .csv and .tsv is part of the text"
+    )
+    sub.add_argument(
+        "--glue-submission", type=Path, metavar="ZIP", help="predict GLUE's test rows into the server's zip"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -72,6 +72,32 @@ def features(arguments: Namespace) -> None:
     _features(study, console)
 
 
+def data(arguments: Namespace) -> None:
+    """What the data look like."""
+    from nni_bertnas.overview import show_data
+
+    show_data(load_study(arguments.study), _console())
+
+
+def predict(arguments: Namespace) -> None:
+    """Predictions of a saved model."""
+    from nni_bertnas.predict import load_predictor, missing_of_submission, predict_file, write_submission
+
+    source, target = arguments.file, arguments.glue_submission
+    if target is not None and (arguments.output or arguments.columns or arguments.quotes):
+        raise ConfigError("--glue-submission takes no --output, --columns or --quotes, as GLUE's files are known")
+    predictor = load_predictor(arguments.model)
+    if target is not None:
+        counts = write_submission(predictor, source, target)
+        missing = missing_of_submission(target)
+        wanting = f"; still missing: {', '.join(missing)}" if missing else "; it is complete"
+    else:
+        target, wanting = arguments.output or source.with_name(f"{source.stem}.predictions.csv"), ""
+        literal = arguments.quotes == "literal"
+        counts = predict_file(predictor, source, target, columns=arguments.columns, literal_quotes=literal)
+    print(f"{target}: {', '.join(f'{name} {count:,}' for name, count in counts.items())}{wanting}")
+
+
 def augment(arguments: Namespace) -> None:
     """Make the augmented rows; with --fit-mlm the masked language model too."""
     study = load_study(arguments.study)

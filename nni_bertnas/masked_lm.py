@@ -15,7 +15,7 @@ from nni_bertnas.config import Study
 from nni_bertnas.data import data_fingerprint, load_task, load_transfer, make_loader, tokenize
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.sources import UNLABELLED, Rows
-from nni_bertnas.teacher import resolve_model, weights_fingerprint
+from nni_bertnas.teacher import load_tokenizer, resolve_model, weights_fingerprint
 from nni_bertnas.training import EpochReport, Report, adamw_linear, fit, pl
 
 if TYPE_CHECKING:
@@ -142,12 +142,12 @@ def ensure_masked_lm(study: Study, report: Report = lambda metrics: None) -> dic
         result = read_result(run.masked_lm, expected)
         if result is not None:
             return result
-        from transformers import AutoModelForMaskedLM, AutoTokenizer
+        from transformers import AutoModelForMaskedLM
 
         start = time.perf_counter()
         pl.seed_everything(study.seed, verbose=False)
+        tokenizer = load_tokenizer(study)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
             model = AutoModelForMaskedLM.from_pretrained(source, dtype=torch.float32)
         except (OSError, ValueError) as error:
             raise ConfigError(

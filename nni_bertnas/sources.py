@@ -178,7 +178,7 @@ def _read_datasets(task: TaskConfig, spec: TaskSpec) -> tuple[tuple[str, ...], d
 
 
 def _rows(
-    records: Iterable[Record], texts: Sequence[str], label: str, *, skip: bool
+    records: Iterable[Record], texts: Sequence[str], label: str, *, skip: bool, empty_ok: bool = False
 ) -> tuple[Rows, list[tuple[str, str]]]:
     """Rows without their labels yet, and for every row where it stands and its label as text.
 
@@ -197,7 +197,9 @@ def _rows(
                 )
             cells = [record.values[name] for name in texts]
             target = _label_text(record.values[label]) if label else ""
-            if not all(isinstance(cell, str) and cell.strip() for cell in cells):
+            if empty_ok:
+                cells = ["" if cell is None else cell for cell in cells]
+            if not all(isinstance(cell, str) and (cell.strip() or empty_ok) for cell in cells):
                 empty = [name for name, cell in zip(texts, cells, strict=True) if not (cell and str(cell).strip())]
                 problem = f"{', '.join(empty)} is empty" if empty else f"{', '.join(texts)} must be text, got {cells}"
             elif label and not target:
@@ -218,16 +220,13 @@ def _rows(
     return Rows(columns[0], [UNLABELLED] * len(columns[0]), pairs), values
 
 
-def read_unlabelled(
-    path: Path, texts: Sequence[str], *, literal_quotes: bool, header: tuple[str, ...] | None = None
-) -> tuple[Rows, list[Record]]:
-    """The texts of a file and its records, whatever labels it may have.
+def unlabelled_rows(records: Sequence[Record], texts: Sequence[str], *, empty_ok: bool) -> Rows:
+    """The texts of some records, whatever labels they may have.
 
     Raises:
-        ConfigError: With file and line of the first bad row.
+        ConfigError: With file and line of the first bad row; an empty text is one unless `empty_ok`.
     """
-    records = list(read_records(path, literal_quotes=literal_quotes, header=header))
-    return _rows(records, texts, "", skip=False)[0], records
+    return _rows(records, texts, "", skip=False, empty_ok=empty_ok)[0]
 
 
 def _label_text(value: Any) -> str:

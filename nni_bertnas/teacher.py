@@ -50,6 +50,22 @@ def resolve_model(name: str) -> str:
     return str(found[0].parent)
 
 
+def load_tokenizer(study: Study) -> "PreTrainedTokenizerBase":
+    """The tokenizer that the study's teacher starts from.
+
+    Raises:
+        ConfigError: It cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(resolve_model(study.teacher.model))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"teacher.model: the tokenizer of {study.teacher.model} cannot be loaded: {str(error).splitlines()[0]}"
+        ) from error
+
+
 def weights_fingerprint(model: str) -> str:
     """A hash of the weights in a model's folder; the name itself of a model on the hub."""
     folder = Path(model)
@@ -180,16 +196,16 @@ def ensure_teacher(study: Study, report: Report = lambda metrics: None) -> dict[
 
 
 def _make_teacher(study: Study, target: Path, expected: str, report: Report) -> dict[str, Any]:
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
     start = time.perf_counter()
     spec = task_spec(study.task)
     source = resolve_model(study.teacher.model)
     data = load_task(study.task)
     pl.seed_everything(study.seed, verbose=False)
+    tokenizer = load_tokenizer(study)
     try:
         config = AutoConfig.from_pretrained(source)
-        tokenizer = AutoTokenizer.from_pretrained(source)
         order = label_map(config, data.label_names, study.teacher.fine_tune, study.teacher.labels)
         resolve_boundaries(study.teacher, config.num_hidden_layers)
         names = dict(enumerate(data.label_names or ("score",)))
