@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from nni_bertnas import __version__, commands, quiet_libraries
 from nni_bertnas.artifacts import STAGES
@@ -49,24 +50,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_predict(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "model", type=Path, metavar="MODEL", help="folder of the model, e.g. runs/demo/supernet/seed0/student"
-    )
-    sub.add_argument(
-        "file", type=Path, metavar="FILE", help=".csv, .tsv, .jsonl or .parquet; for a submission the GLUE folder"
-    )
-    sub.add_argument(
-        "--output", type=Path, metavar="FILE", help="where to, by the same endings (default: FILE.predictions.csv)"
-    )
-    sub.add_argument(
-        "--columns", nargs="+", metavar="NAME", help="of the text or texts (default: those it was trained on)"
-    )
-    sub.add_argument(
-        "--quotes", choices=("csv", "literal"), help="literal: a quote in .csv and .tsv is part of the text"
-    )
-    sub.add_argument(
-        "--glue-submission", type=Path, metavar="ZIP", help="predict GLUE's test rows into the server's zip"
-    )
+    options: dict[str, dict[str, Any]] = {
+        "model": {"type": Path, "metavar": "MODEL", "help": "its folder, e.g. runs/demo/supernet/seed0/student"},
+        "file": {"type": Path, "metavar": "FILE", "help": ".csv, .tsv, .jsonl or .parquet; for GLUE its folder"},
+        "--output": {"type": Path, "metavar": "FILE", "help": "same endings (default: FILE.predictions.csv)"},
+        "--columns": {"nargs": "+", "metavar": "NAME", "help": "of one or two texts (default: as in training)"},
+        "--quotes": {"choices": ("csv", "literal"), "help": "literal: a quote in .csv and .tsv is part of the text"},
+        "--glue-submission": {"type": Path, "metavar": "ZIP", "help": "predict GLUE's test rows into the server's zip"},
+    }
+    for name, option in options.items():
+        sub.add_argument(name, **option)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

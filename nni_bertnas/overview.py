@@ -81,10 +81,7 @@ def histogram(found: np.ndarray) -> "Table":
     from rich.bar import Bar
     from rich.table import Table
 
-    cut = int((found > max_length).sum())
-    table = Table(
-        title=f"word pieces in train: mean {found.mean():.1f}, longest {found.max()}, {cut:,} rows will be cut"
-    )
+    table = Table()
     for column in ("pieces", "rows", ""):
         table.add_column(column, justify="left" if not column else "right")
     counts, edges = np.histogram(found, bins=min(_BARS, int(np.ptp(found)) + 1))
