@@ -216,8 +216,8 @@ class Candidates:
         for (_, _, text, start), words in zip(masked, self._predict(encoded["input_ids"], masked), strict=True):
             slot = found[text, start]
             word = texts[text][start : slot.end]
-            others = [_like(other, word) for other in words if other.lower() != word.lower()][: self.top_k]
-            found[text, start] = Slot(start, slot.end, tuple(others))
+            others = dict.fromkeys(_like(other, word) for other in words if other.lower() != word.lower())
+            found[text, start] = Slot(start, slot.end, tuple(others)[: self.top_k])
         slots: list[list[Slot]] = [[] for _ in texts]
         for (text, _), slot in sorted(found.items()):
             if slot.words:

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from nni_bertnas import augment, masked_lm
-from nni_bertnas.artifacts import RunDirectory
+from nni_bertnas.artifacts import RunDirectory, read_result
 from nni_bertnas.augment import (
     Candidates,
     Neighbours,
@@ -36,7 +36,8 @@ from nni_bertnas.augment import (
     replace_words,
     whole_words,
 )
-from nni_bertnas.config import Study
+from nni_bertnas.cli import main
+from nni_bertnas.config import Study, study_to_yaml
 from nni_bertnas.data import StreamBatches, load_task, make_stream
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.features import FeatureDataset, open_features
@@ -367,3 +368,21 @@ def test_the_fitted_model_beats_the_commonest_piece(tmp_path: Path) -> None:
     assert result["commonest_accuracy"] < 0.1 < 0.3 < result["dev_accuracy"]
     assert find_masked_lm(study) == str(RunDirectory(study).masked_lm)
     assert ensure_masked_lm(study) == result
+
+
+def test_the_command_fits_augments_and_says_what_came_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = tiny_study(tmp_path, augment={"copies": 2, "fit_epochs": 1})
+    path = tmp_path / "study.yml"
+    path.write_text(study_to_yaml(study))
+    assert main(["run", str(path)]) != 0  # before any work is done
+    assert "--fit-mlm" in capsys.readouterr().err and not RunDirectory(study).root.exists()
+    assert main(["augment", str(path), "--fit-mlm"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    result = read_result(RunDirectory(study).augment)
+    assert f"{result['rows']} new rows of {result['tries']} tries" in text
+    assert f"disagreement of the teacher and the labels {result['disagreement']:.1%}" in text
+    assert "right on dev" in text and "tries/s" in text
+    named = tiny_study(tmp_path, augment={"copies": 2, "masked_lm": "some/model"})
+    path.write_text(study_to_yaml(named))
+    assert main(["augment", str(path), "--fit-mlm"]) != 0
+    assert "set it to null to fit one" in capsys.readouterr().err

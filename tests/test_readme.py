@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nni_bertnas.artifacts import RunDirectory
-from nni_bertnas.config import Study
+from nni_bertnas.config import Study, parse_study, read_yaml
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -31,3 +31,13 @@ def test_the_readme_gives_both_commands() -> None:
 def test_the_readme_shows_the_demo_as_it_is() -> None:
     demo = (Path(__file__).parents[1] / "experiment_configs/studies/demo.yml").read_text()
     assert demo.strip() in README
+
+
+def test_the_readmes_studies_are_right(tmp_path: Path) -> None:
+    path = tmp_path / "study.yml"
+    studies = []
+    for text in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL):
+        path.write_text(text)
+        studies.append(parse_study({"name": "part", **read_yaml(path)}))
+    assert [study.name for study in studies] == ["demo", "tickets", "part"]
+    assert studies[1].task.custom.text_columns == ["subject", "body"] and studies[2].augment.copies == 20
