@@ -18,6 +18,7 @@ from nni_bertnas.artifacts import fingerprint
 from nni_bertnas.config import TaskConfig, task_to_dict
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.sources import UNLABELLED, Rows, read_splits, source_files, source_fingerprint
+from nni_bertnas.tasks import task_spec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,15 +84,15 @@ def load_task(task: TaskConfig) -> TaskData:
     """Read a task and split it, the same way every time, stratified by label.
 
     rotten_tomatoes: 6 : 1 : 1 train, dev, test. GLUE: its labelled dev files keep their name, `glue_dev`, and are not
-    looked at before the end, as its test files have no labels; our dev is as many rows, at most a tenth, held out of
-    its train file. Own data: what is not given as a file, of dev and test, is a tenth of train each.
+    looked at before the end, as its test files have no labels; our dev is as many rows, at most about a tenth, held
+    out of its train file. Own data: what is not given as a file, of dev and test, is a tenth of train each.
 
     Raises:
         ConfigError: With the file and line of the first bad row.
     """
-    names, found = read_splits(task)
-    if "train" not in found:
+    if "train" not in task_spec(task).hub_splits:
         raise ConfigError(f"task.name: {task.name} has no training rows; train on mnli, and use bertnas predict")
+    names, found = read_splits(task)
     train = found.pop("train")
     if task.source == "package":
         train, rest = _split(train, names, 0.25)

@@ -31,7 +31,7 @@ def read_records(
     """The rows of a file, by the ending of its name: .csv, .tsv, .jsonl, .parquet.
 
     Args:
-        path: The file; UTF-8, with or without byte-order mark, any line ends.
+        path: The file; UTF-8, with or without byte-order mark; lines end in LF or CRLF.
         literal_quotes: Of .csv and .tsv: a quote is a character like any other, as in GLUE's files.
         header: The columns of a file that does not name them.
 
@@ -61,12 +61,13 @@ def _read_separated(path: Path, literal_quotes: bool, header: tuple[str, ...] | 
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     rows: Iterator[tuple[int, list[str]]]
     if literal_quotes:
-        rows = ((number, line.rstrip("\r\n").split(delimiter)) for number, line in _lines(path))
+        plain = ((number, line.rstrip("\r\n")) for number, line in _lines(path))
+        rows = ((number, line.split(delimiter)) for number, line in plain if line)
     else:
         rows = _quoted(path, delimiter)
     columns = header
     for number, fields in rows:
-        if fields in ([], [""]):
+        if not fields:  # a blank line; an empty field in quotes is a row
             continue
         if columns is None:
             columns = tuple(name.strip() for name in fields)
@@ -103,7 +104,7 @@ def _read_json_lines(path: Path, literal_quotes: bool, header: tuple[str, ...] |
             continue
         try:
             values = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             yield Record(f"{path}:{number}", problem=f"not JSON: {error}")
             continue
         if isinstance(values, dict):
@@ -119,12 +120,14 @@ def _read_parquet(path: Path, literal_quotes: bool, header: tuple[str, ...] | No
 
     try:
         with parquet.ParquetFile(path) as file:
-            number = 0
+            number, names = 0, file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise ConfigError(f"{path} names a column twice: {', '.join(names)}")
             for batch in file.iter_batches():
                 for values in batch.to_pylist():
                     number += 1
                     yield Record(f"{path}: row {number}", values)
-    except ArrowException as error:
+    except (ArrowException, OSError) as error:
         raise ConfigError(f"{path}: not a readable Parquet file ({error})") from None
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nni_bertnas.artifacts import file_fingerprint
+from nni_bertnas.artifacts import file_fingerprint, fingerprint
 from nni_bertnas.config import TaskConfig
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.readers import Record, read_records
@@ -18,6 +19,7 @@ from nni_bertnas.tasks import GlueFiles, TaskSpec, task_spec
 
 UNLABELLED = -100  # PyTorch's cross-entropy passes over it; an unlabelled score is not-a-number
 HUB_GLUE = "nyu-mll/glue"
+_SURROGATE = re.compile(r"[\ud800-\udfff]")  # half a character, which JSON lets through and no tokenizer takes
 _log = logging.getLogger(__name__)
 
 
@@ -104,8 +106,14 @@ def _glue_files(task: TaskConfig) -> dict[str, Path]:
 def source_fingerprint(task: TaskConfig) -> list[str]:
     """What identifies the rows: the content of the files, or the hub's name."""
     if task.source == "hub":
-        return [task.data_dir or HUB_GLUE]
+        return [_clone_fingerprint(task.data_dir or HUB_GLUE)]
     return [f"{split} {file_fingerprint(file)}" for split, file in source_files(task).items()]
+
+
+def _clone_fingerprint(origin: str) -> str:
+    """A hash of a data set's files where it is a folder; its name where it is on the hub."""
+    files = sorted(file for file in Path(origin).rglob("*") if file.is_file() and ".git" not in file.parts)
+    return fingerprint([file_fingerprint(file) for file in files]) if files else origin
 
 
 def read_splits(task: TaskConfig) -> tuple[tuple[str, ...], dict[str, Rows]]:
@@ -133,13 +141,29 @@ def read_splits(task: TaskConfig) -> tuple[tuple[str, ...], dict[str, Rows]]:
             raise ConfigError(f"task: the split {split} has no rows")
         if not spec.regression and not names:
             names = label_order(text for _, text in values)
+        _check_names(names, spec)
         found[split] = Rows(rows.texts, _numbers(values, names, spec, task, split), rows.pairs)
     return names, found
 
 
+def _check_names(names: Sequence[str], spec: TaskSpec) -> None:
+    if spec.regression:
+        return
+    if len(names) < 2:
+        raise ConfigError(f"task: train has one label, {', '.join(names)}; a classifier needs two or more")
+    if len({plain_label(name) for name in names}) < len(names):
+        raise ConfigError(
+            f"task: of the labels {', '.join(names)} two differ in case, spaces or hyphens alone; join them"
+        )
+    if len(names) > 2 and spec.metric in ("f1", "accuracy_f1"):
+        raise ConfigError(f"task.custom.metric: {spec.metric} is for two labels, there are {len(names)}; take f1_macro")
+
+
 def _records(task: TaskConfig, file: Path, glue: GlueFiles | None) -> Iterator[Record]:
     if task.source == "package":
-        return (record for record in read_records(file) if record.values.get("source") == "rotten_tomatoes")
+        return (
+            record for record in read_records(file) if record.problem or record.values["source"] == "rotten_tomatoes"
+        )
     literal = glue is not None or (task.custom is not None and task.custom.quotes == "literal")
     return read_records(file, literal_quotes=literal, header=glue.header if glue else None)
 
@@ -150,7 +174,11 @@ def _read_datasets(task: TaskConfig, spec: TaskSpec) -> tuple[tuple[str, ...], d
     origin = task.data_dir or HUB_GLUE
     try:
         if task.source == "hub":
-            everything = datasets.load_dataset(origin, task.name)
+            # By its own lights the library serves its copy of a folder whose files have changed since.
+            copies = Path(datasets.config.HF_DATASETS_CACHE) / "bertnas" / _clone_fingerprint(origin)
+            everything = datasets.load_dataset(
+                origin, task.name, cache_dir=str(copies) if Path(origin).is_dir() else None
+            )
         else:
             everything = datasets.load_from_disk(origin)
     except (OSError, ValueError, ConnectionError) as error:
@@ -161,9 +189,9 @@ def _read_datasets(task: TaskConfig, spec: TaskSpec) -> tuple[tuple[str, ...], d
     chosen = {ours: theirs for ours, theirs in spec.hub_splits.items() if theirs in everything}
     if "dev" in everything and "dev" in spec.hub_splits:
         chosen["dev"] = "dev"
-    wanted = next(iter(spec.hub_splits))
-    if wanted not in chosen:
-        raise ConfigError(f"task.data_dir: {origin} has no split {spec.hub_splits[wanted]}; it has {list(everything)}")
+    needed = ["train"] if task.custom is not None else list(spec.hub_splits)
+    if missing := [spec.hub_splits[name] for name in needed if name not in chosen]:
+        raise ConfigError(f"task.data_dir: {origin} has no split {', '.join(missing)}; it has {list(everything)}")
     feature = next(iter(everything.values())).features.get(spec.label)
     own_names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
 
@@ -200,10 +228,12 @@ def _rows(
             if empty_ok:
                 cells = ["" if cell is None else cell for cell in cells]
             if not all(isinstance(cell, str) and (cell.strip() or empty_ok) for cell in cells):
-                empty = [name for name, cell in zip(texts, cells, strict=True) if not (cell and str(cell).strip())]
+                empty = [name for name, cell in zip(texts, cells, strict=True) if not str(cell or "").strip()]
                 problem = f"{', '.join(empty)} is empty" if empty else f"{', '.join(texts)} must be text, got {cells}"
             elif label and not target:
                 problem = f"{label} is empty"
+            elif any(map(_SURROGATE.search, cells)):
+                problem = f"{', '.join(texts)} is not valid Unicode"
         if problem and not skip:
             raise ConfigError(
                 f"{record.where}: {problem}; mend the row, or leave such rows out with task.bad_rows: skip"
@@ -231,20 +261,21 @@ def unlabelled_rows(records: Sequence[Record], texts: Sequence[str], *, empty_ok
 
 def _label_text(value: Any) -> str:
     """A label as text: 1, 1.0 and "1" are the same."""
-    if value is None:
+    if value is None or value != value:
         return ""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip()
+    text = str(value).strip()
+    number = re.fullmatch(r"([+-]?\d+)\.0*", text)
+    return number[1] if number else text
 
 
 def label_order(labels: Iterable[str]) -> tuple[str, ...]:
     """Label names found in data, in the order of their numbers: by value if all are numbers, else by alphabet."""
-    names = set(labels)
+    names = sorted(set(labels))
     try:
-        return tuple(sorted(names, key=float))
+        values = {name: float(name) for name in names}
     except ValueError:
-        return tuple(sorted(names))
+        return tuple(names)
+    return tuple(sorted(names, key=lambda name: values[name]) if all(map(math.isfinite, values.values())) else names)
 
 
 def plain_label(name: str) -> str:

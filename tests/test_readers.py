@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pytest
 from hypothesis import example, given, settings
@@ -179,3 +180,26 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
     for path in (tmp_path / "none.csv", tmp_path):
         with pytest.raises(ConfigError, match="does not exist or is not a file"):
             list(read_records(path))
+
+
+def test_an_empty_field_in_quotes_is_a_row_and_a_blank_line_is_none(tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_text('text\nx\n""\n\ny\n')
+    found = [(record.where.rsplit(":", 1)[1], record.values["text"]) for record in read_records(tmp_path / "one.csv")]
+    assert found == [("2", "x"), ("3", ""), ("5", "y")]
+
+
+def test_damaged_pages_and_repeated_columns_of_parquet_are_named(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), path)
+    with pytest.raises(ConfigError, match="names a column twice: text, text"):
+        list(read_records(path))
+    generator = np.random.default_rng(0)
+    parquet.write_table(pa.table({"text": [generator.bytes(40).hex() for _ in range(5000)]}), path)
+    content = bytearray(path.read_bytes())
+    content[1000:60000] = b"\xff" * 59000
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="not a readable Parquet file"):
+        list(read_records(path))

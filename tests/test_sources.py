@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from nni_bertnas.config import CustomConfig, TaskConfig
 from nni_bertnas.data import load_task, tokenize
 from nni_bertnas.errors import ConfigError
-from nni_bertnas.sources import Rows, label_order, read_splits
+from nni_bertnas.sources import Rows, label_order, read_splits, source_fingerprint
 from nni_bertnas.tasks import TASKS
 
 MNLI = (
@@ -359,6 +359,8 @@ def test_one_label_in_several_spellings_and_files(tmp_path: Path) -> None:
         (["10", "9", "-1", "9"], ("-1", "9", "10")),
         (["0.5", "0.25", "1"], ("0.25", "0.5", "1")),
         (["b", "a", "10", "9"], ("10", "9", "a", "b")),
+        (["2", "1", "01"], ("01", "1", "2")),
+        (["nan", "2", "1"], ("1", "2", "nan")),
     ],
 )
 def test_labels_are_ordered_by_value_or_by_alphabet(labels: list[str], order: tuple[str, ...]) -> None:
@@ -426,6 +428,16 @@ def test_a_clone_of_the_hubs_glue(glue_clone: Path) -> None:
         read_splits(TaskConfig(name="mrpc", source="hub", data_dir=str(glue_clone)))
 
 
+def test_a_changed_clone_is_read_anew(glue_clone: Path) -> None:
+    task = TaskConfig(name="rte", source="hub", data_dir=str(glue_clone))
+    before, mark = read_splits(task)[1]["train"], source_fingerprint(task)
+    file = glue_clone / "rte" / "train-00000-of-00001.parquet"
+    frame = pd.read_parquet(file)
+    frame.assign(sentence1=frame["sentence1"].str.upper()).to_parquet(file)
+    assert read_splits(task)[1]["train"].texts == [text.upper() for text in before.texts]
+    assert source_fingerprint(task) != mark
+
+
 @pytest.mark.parametrize(
     ("train", "own", "message"),
     [
@@ -439,6 +451,9 @@ def test_a_clone_of_the_hubs_glue(glue_clone: Path) -> None:
         ("text,label\na,1\nb,nan\n", {"kind": "regression"}, r"train\.csv:3: label must be a number, got 'nan'"),
         ("text,label\na,inf\n", {"kind": "regression"}, r"train\.csv:2: label must be a number, got 'inf'"),
         ("text,label\na,x\nb,z\n", {"labels": ["x", "y"]}, r"train\.csv:3: the label 'z' in train is none of x, y; .*"),
+        ("text,label\na,A\nb,a\n", {}, r"of the labels A, a two differ in case, spaces or hyphens alone"),
+        ("text,label\na,1\nb,1\n", {}, r"train has one label, 1; a classifier needs two"),
+        ("text,label\na,1\nb,2\nc,3\n", {"metric": "f1"}, r"f1 is for two labels, there are 3; take f1_macro"),
         ("text,label\n", {}, r"the split train has no rows"),
         ("", {}, r"train\.csv is empty"),
     ],
@@ -451,6 +466,12 @@ def test_damaged_own_data_is_one_clear_error(tmp_path: Path, train: str, own: di
 def test_texts_that_are_no_text_are_named(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "train.jsonl", [{"text": "a", "label": 0}, {"text": 5, "label": 1}])
     with pytest.raises(ConfigError, match=r"train\.jsonl:2: text must be text, got \[5\]"):
+        read_splits(own_task(path))
+    path.write_text('{"text": "a", "label": 0}\n{"text": "b\\ud800", "label": 1}\n')
+    with pytest.raises(ConfigError, match=r"train\.jsonl:2: text is not valid Unicode"):
+        read_splits(own_task(path))
+    path.write_text('{"text": "a", "label": 0}\n{"text": "b", "label": NaN}\n')
+    with pytest.raises(ConfigError, match=r"train\.jsonl:2: label is empty"):
         read_splits(own_task(path))
 
 
@@ -473,6 +494,11 @@ def test_missing_training_rows_are_named(tmp_path: Path) -> None:
     DatasetDict(other=Dataset.from_list(rows)).save_to_disk(tmp_path / "saved")
     with pytest.raises(ConfigError, match=r"saved has no split train; it has \['other'\]"):
         read_splits(disk_task(tmp_path / "saved"))
+    rows = [{"sentence": "a", "label": 0}]
+    DatasetDict(train=Dataset.from_list(rows)).save_to_disk(tmp_path / "sst2")
+    with pytest.raises(ConfigError, match=r"sst2 has no split validation; it has \['train'\]"):
+        read_splits(TaskConfig(name="sst2", source="disk", data_dir=str(tmp_path / "sst2")))
+    rows = [{"text": "a", "label": 0}]
     Dataset.from_list(rows).save_to_disk(tmp_path / "plain")
     with pytest.raises(ConfigError, match=r"plain, train, row 0: no column body; there are text, label"):
         read_splits(disk_task(tmp_path / "plain", text_columns=["body"]))
