@@ -206,8 +206,10 @@ def _augment(study: Study, console: "Console") -> None:
         task = bar.add_task("")
 
         def show(done: int, total: int) -> None:
-            rate = done / (time.perf_counter() - start)
-            bar.update(task, completed=done, total=total, description=f"{rate:.1f} rows/s")
+            rate = f"{done / (time.perf_counter() - start):.1f} rows/s"
+            bar.update(
+                task, completed=done, total=total, description=rate + (", now the teacher" if done == total else "")
+            )
 
         result = ensure_augmented(study, show)
     if not reused:
