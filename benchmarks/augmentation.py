@@ -3,9 +3,10 @@
     python benchmarks/augmentation.py --glue GLUE_FOLDER [--tasks mrpc stsb sst2] [--seeds 0 1] [--threads 2]
 
 The teacher, the feature store, the search and the architecture of a task are the same in all columns; only what the
-student is trained on differs. The teachers have seen all rows, the students of STS-B 2,500 and of SST-2 5,000 of them. The masked language model
-is fitted to the task's text (--fit-mlm). What is finished is not done again, so it can be run in pieces. Raw results go
-to benchmarks/results/augmentation.json; the last line is one JSON object. About an hour per task on one core.
+student is trained on differs. The teachers have seen all rows, the students of STS-B 2,500 and of SST-2 5,000 of them.
+The masked language model is fitted to the task's text (--fit-mlm). What is finished is not done again, so it can be
+run in pieces. Raw results go to benchmarks/results/augmentation.json; the last line is one JSON object. About an hour
+per task on one core.
 """
 
 import argparse
