@@ -1,8 +1,9 @@
 """Augmentation of the training rows, after TinyBERT (Jiao et al. 2020, arXiv 1909.10351, Algorithm 1).
 
 A word that is one piece to the masked language model may be replaced by one of the model's most probable words in its
-place; a split word by one of its nearest word vectors. Stop words and what is not a word stay. The teacher labels what
-comes out.
+place; a split word by one of its nearest word vectors. Stop words and what is not a word stay. Candidates come from
+the unchanged text, once for all copies, as in the authors' code; their algorithm as printed masks a text in which
+earlier words are already replaced. The teacher labels what comes out.
 """
 
 import json
@@ -132,12 +133,13 @@ def read_vectors(path: Path) -> Neighbours:
         ConfigError: The file is missing or damaged, or gensim is not installed.
     """
     try:
+        import smart_open  # gensim's own way to plain and compressed files
         from gensim.models import KeyedVectors
     except ImportError:
         raise ConfigError("augment.vectors needs gensim; install it with pip install 'nni-bertnas[vectors]'") from None
     binary = path.name.removesuffix(".gz").endswith(".bin")
     try:
-        with path.open("rb") as file:
+        with smart_open.open(path, "rb") as file:
             headless = len(file.readline().split()) != 2
         loaded = KeyedVectors.load_word2vec_format(str(path), binary=binary, no_header=headless and not binary)
     except (OSError, ValueError, EOFError) as error:

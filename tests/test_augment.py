@@ -195,7 +195,8 @@ def test_both_texts_of_a_pair_change_and_copies_depend_on_seed_and_row_alone(can
 
 
 @pytest.mark.parametrize(
-    ("name", "binary", "header"), [("v.txt", False, False), ("v.vec", False, True), ("v.bin", True, True)]
+    ("name", "binary", "header"),
+    [("v.txt", False, False), ("v.vec.gz", False, True), ("v.bin", True, True), ("v.txt.gz", False, False)],
 )
 def test_word_vectors_by_file(tmp_path: Path, name: str, binary: bool, header: bool) -> None:
     from gensim.models import KeyedVectors
