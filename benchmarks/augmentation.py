@@ -1,12 +1,13 @@
 """What augmentation does for a student: GLUE dev score with 0, 1, 5 and 20 copies per row, at equal training steps.
 
-    python benchmarks/augmentation.py --glue GLUE_FOLDER [--tasks mrpc stsb sst2] [--seeds 0 1] [--threads 2]
+    python benchmarks/augmentation.py --glue GLUE_FOLDER [--tasks mrpc stsb sst2] [--copies 0 1 5 20] [--seeds 0 1]
+        [--epoch-rows 4000] [--threads 2]
 
 The teacher, the feature store, the search and the architecture of a task are the same in all columns; only what the
 student is trained on differs. The teachers have seen all rows, the students of STS-B 2,500 and of SST-2 5,000 of them.
-The masked language model is fitted to the task's text (--fit-mlm). What is finished is not done again, so it can be
-run in pieces. Raw results go to benchmarks/results/augmentation.json; the last line is one JSON object. About an hour
-per task on one core.
+The masked language model is fitted to the task's text (--fit-mlm). A student is trained for six epochs of --epoch-rows
+rows. What is finished is not done again, so it can be run in pieces. Raw results go to
+benchmarks/results/augmentation.json; the last line is one JSON object. About an hour per task on one core.
 """
 
 import argparse
@@ -34,11 +35,11 @@ from nni_bertnas.teacher import ensure_teacher
 HERE = Path(__file__).parent
 TARGET = HERE / "results" / "augmentation.json"
 STUDIES = HERE.parent / "experiment_configs" / "studies" / "glue"
-COPIES = (0, 1, 5, 20)
+MOST_COPIES = 20
 MAX_TRAIN_ROWS = {"stsb": 2500, "sst2": 5000}
 
 
-def make_study(name: str, glue: str) -> Study:
+def make_study(name: str, glue: str, epoch_rows: int) -> Study:
     """One task's study; where train is cut, the teacher is the one of the uncut study, as it is."""
     study = load_study(STUDIES / f"{name}.yml")
     study = dataclasses.replace(study, task=dataclasses.replace(study.task, data_dir=glue))
@@ -50,8 +51,8 @@ def make_study(name: str, glue: str) -> Study:
         study = dataclasses.replace(study, name=f"{study.name}-{rows}", task=task, teacher=teacher)
     return dataclasses.replace(
         study,
-        augment=dataclasses.replace(study.augment, copies=max(COPIES), fit_epochs=3),
-        supernet=dataclasses.replace(study.supernet, epochs=6, epoch_rows=4000),
+        augment=dataclasses.replace(study.augment, copies=MOST_COPIES, fit_epochs=3),
+        supernet=dataclasses.replace(study.supernet, epochs=6, epoch_rows=epoch_rows),
     )
 
 
@@ -70,7 +71,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--glue", required=True, help="folder that holds MRPC/, STS-B/, SST-2/")
     parser.add_argument("--tasks", nargs="+", default=["mrpc", "stsb", "sst2"])
+    parser.add_argument("--copies", nargs="+", type=int, default=[0, 1, 5, 20])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--epoch-rows", type=int, default=4000, help="rows of one of the student's six epochs")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     quiet_libraries()
@@ -78,13 +81,14 @@ def main() -> None:
     results = json.loads(TARGET.read_text()) if TARGET.exists() else {}
     figures: dict[str, Any] = {}
     for name in arguments.tasks:
-        study = make_study(name, str(Path(arguments.glue).resolve()))
+        study = make_study(name, str(Path(arguments.glue).resolve()), arguments.epoch_rows)
         found = results.setdefault(name, {"students": {}})
         found |= prepare(study)
         TARGET.write_text(json.dumps(results, indent=1))
+        by_copies = found["students"].setdefault(str(arguments.epoch_rows), {})
         for seed in arguments.seeds:
-            for copies in COPIES:
-                students = found["students"].setdefault(str(copies), {})
+            for copies in arguments.copies:
+                students = by_copies.setdefault(str(copies), {})
                 if str(seed) not in students:
                     one = dataclasses.replace(study, augment=dataclasses.replace(study.augment, copies=copies))
                     students[str(seed)] = supernet.run(one, seed)
@@ -94,7 +98,7 @@ def main() -> None:
         figures[name] = {
             metric: {
                 "teacher": round(found["teacher"]["glue_dev"][metric] * 100, 2),
-                **{copies: _summary(students, metric) for copies, students in found["students"].items()},
+                **{copies: _summary(students, metric) for copies, students in by_copies.items()},
             }
             for metric in task_spec(study.task).metrics
         } | {
