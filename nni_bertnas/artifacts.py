@@ -54,9 +54,9 @@ class RunDirectory:
         """The ranking of one block."""
         return self.root / "block" / f"block{block}"
 
-    def supernet(self, seed: int) -> Path:
-        """One trained student."""
-        return self.root / "supernet" / f"seed{seed}"
+    def supernet(self, seed: int, student: str = "searched") -> Path:
+        """One trained student: the searched one of a seed, or a baseline."""
+        return self.root / "supernet" / (f"seed{seed}" if student == "searched" else f"seed{seed}_{student}")
 
     @property
     def nni(self) -> Path:

@@ -9,13 +9,16 @@ from safetensors.torch import load_file, save_file
 from nni_bertnas.cost import cell_call, count_flops, count_params, measure_latency_ms
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.strategies import Found
-from search_space.student import Cell, build_cell, operations_of
+from search_space.cells import Cell, build_cell
 
 _LATENCY_ROWS = 40
-Candidate = dict[str, Any]  # architecture, score, num_params, num_flops, latency_ms, weights (file name)
+# space, depth, architecture, score, inherited, num_params, num_flops, latency_ms, weights (file name)
+Candidate = dict[str, Any]
 
 
-def save_candidates(folder: Path, found: Sequence[Found], teacher_size: int, lengths: Sequence[int]) -> list[Candidate]:
+def save_candidates(
+    folder: Path, found: Sequence[Found], teacher_size: int, lengths: Sequence[int], number: int = 0
+) -> list[Candidate]:
     """Save trained cells, best score first, with what each costs.
 
     Args:
@@ -23,6 +26,7 @@ def save_candidates(folder: Path, found: Sequence[Found], teacher_size: int, len
         found: What a search or a training gave.
         teacher_size: Width of the teacher's hidden states.
         lengths: Real sequence lengths, of which the first 40 serve: FLOPs at their median, latency over all.
+        number: Of the cell, where a search made several together.
 
     Returns:
         What goes into the phase's result.
@@ -30,17 +34,21 @@ def save_candidates(folder: Path, found: Sequence[Found], teacher_size: int, len
     lengths = lengths[:_LATENCY_ROWS]
     ranked = sorted(found, key=lambda one: one.score)
     middle = sorted(lengths)[len(lengths) // 2]
-    calls = {str(rank): cell_call(one.cell.eval(), teacher_size, lengths) for rank, one in enumerate(ranked)}
+    cells = [one.cells[number].eval() for one in ranked]
+    calls = {str(rank): cell_call(cell, teacher_size, lengths) for rank, cell in enumerate(cells)}
     latency_ms = measure_latency_ms(calls, lengths)
     candidates = []
-    for rank, one in enumerate(ranked):
+    for rank, (one, cell) in enumerate(zip(ranked, cells, strict=True)):
         weights = f"candidate_{rank}.safetensors"
-        save_file({name: tensor.contiguous() for name, tensor in one.cell.state_dict().items()}, folder / weights)
+        save_file({name: tensor.contiguous() for name, tensor in cell.state_dict().items()}, folder / weights)
         candidates.append(
             {
+                "space": one.space,
+                "depth": one.depth,
                 "architecture": dict(one.architecture),
-                "score": one.score,
-                "num_params": count_params(one.cell),
+                "score": one.scores[number],
+                "inherited": one.inherited,
+                "num_params": count_params(cell),
                 "num_flops": count_flops(calls[str(rank)], middle),
                 "latency_ms": latency_ms[str(rank)],
                 "weights": weights,
@@ -55,7 +63,7 @@ def load_cell(folder: Path, candidate: Candidate, teacher_size: int, hidden_size
     Raises:
         PhaseError: Its weights are missing or do not fit.
     """
-    cell = build_cell(operations_of(candidate["architecture"]), teacher_size, hidden_size)
+    cell = build_cell(candidate["space"], candidate["architecture"], candidate["depth"], teacher_size, hidden_size)
     path = folder / candidate["weights"]
     try:
         cell.load_state_dict(load_file(path))

@@ -1,7 +1,7 @@
 """From chosen cells to a trained student: chaining, the check of the chain, end-to-end distillation."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,25 +15,26 @@ from nni_bertnas.scoring import Scorer, label_loss, model_inputs
 from nni_bertnas.tasks import task_spec
 from nni_bertnas.teacher import task_note
 from nni_bertnas.training import adamw_linear, pl
-from search_space.student import Cell, StudentConfig, StudentForSequenceClassification
+from search_space.cells import Cell
+from search_space.student import StudentConfig, StudentForSequenceClassification
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 def new_student(
-    study: Study, teacher: "PreTrainedModel", operations: Sequence[Sequence[str]]
+    study: Study, teacher: "PreTrainedModel", candidates: Sequence[Mapping[str, Any]]
 ) -> StudentForSequenceClassification:
     """A student of an architecture: embeddings from the teacher, everything else fresh.
 
     Args:
         study: Its `student` and `task.max_length` give the shape.
         teacher: A classifier with BERT's embeddings: BERT, RoBERTa, DistilBERT and their like.
-        operations: For every block, its operations, first layer first; none gives what a student costs without cells.
+        candidates: The chosen one of every block, its space, depth and architecture.
     """
     bert = teacher.config
     config = StudentConfig(
-        cells=operations,
+        cells=[{name: one[name] for name in ("space", "depth", "architecture")} for one in candidates],
         hidden_size=study.student.hidden_size,
         teacher_hidden_size=bert.hidden_size,
         embedding_size=min(study.student.embedding_size, bert.hidden_size),
@@ -72,7 +73,7 @@ def check_chain(student: StudentForSequenceClassification, cells: Sequence[Cell]
     """
     hidden = student.embeddings(batch["input_ids"], batch["token_type_ids"])
     for cell in cells:
-        hidden = cell(hidden, batch["mask"])
+        hidden = cell(hidden, batch["mask"], batch["token_type_ids"].bool() & batch["mask"])
     exits = student.eval()(**model_inputs(student, batch), output_hidden_states=True).hidden_states
     chained = cells[-1].out(exits[-1])
     difference = float((chained - hidden)[batch["mask"]].abs().max() / hidden[batch["mask"]].std())

@@ -22,7 +22,10 @@ def _console() -> "Console":
 
 def run(arguments: Namespace) -> None:
     """All of a study, in order; what is finished is reused."""
+    from nni_bertnas.strategies import check_search
+
     study = load_study(arguments.study)
+    check_search(study)
     directory = RunDirectory(study)
     if arguments.force:
         directory.discard_from(arguments.force)
@@ -44,9 +47,11 @@ def run(arguments: Namespace) -> None:
 
 def validate(arguments: Namespace) -> None:
     """Check files; every problem of every file is reported at once."""
+    from nni_bertnas.strategies import check_search
+
     problems = []
     try:
-        load_study(arguments.study)
+        check_search(load_study(arguments.study))
     except ConfigError as error:
         problems.append(str(error))
     if arguments.nni_yaml:

@@ -146,28 +146,58 @@ class StudentConfig:
 class CellConfig:
     """The search of one cell per (block, depth)."""
 
-    operations: Literal["textnas", "adabert", "kimcnn"] = "textnas"  # a key of operations.OPERATION_SETS
+    space: str = "sequential"  # a key of cells.SPACES, or the dotted name of a class of your own
+    operations: list[str] | None = None  # null: the space's; keys of operations.OPERATIONS, or dotted names of classes
     depths: Annotated[list[Positive], Field(min_length=1)] = dataclasses.field(default_factory=lambda: [1, 2])
-    strategy: Literal["darts", "random"] = "darts"  # a key of strategies.STRATEGIES
+    shared: bool = False  # one architecture for all blocks, weights per block
+    strategy: Literal[
+        "darts", "gumbel_darts", "proxyless", "random_one_shot", "enas", "random", "evolution", "tpe", "grid"
+    ] = "darts"  # a key of strategies.STRATEGIES
     max_rows: Annotated[int, Field(ge=16)] | None = None  # of train used by the search; null takes all
-    epochs: Positive = 2  # of the search (darts), or of each sampled architecture (random)
-    batch_size: Positive = 64  # rows
-    learning_rate: Rate = 2e-3
+    epochs: Positive = 2  # of a one-shot search, or of each sampled architecture (multi-trial)
+    batch_size: Positive = 16  # rows
+    learning_rate: Rate = 4e-3
     weight_decay: Weight = 0.01
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0  # norm
-    architecture_learning_rate: Rate = 3e-2  # darts
-    architecture_share: Annotated[float, Field(gt=0, lt=1)] = 0.2  # darts: part of train for the architecture
-    warmup_epochs: Natural = 0  # darts: epochs before the architecture moves
-    samples: Positive = 8  # random: architectures tried per (block, depth)
     candidates: Positive = 3  # kept per (block, depth)
-    candidate_epochs: Natural = 1  # darts: training of each derived candidate, from the supernet's weights
+    candidate_epochs: Natural = 1  # one-shot: training of each candidate, from the supernet's weights
+    # differentiable strategies and enas
+    architecture_learning_rate: Rate = 3e-2
+    architecture_share: Annotated[float, Field(gt=0, lt=1)] = 0.2  # part of train for the architecture
+    warmup_epochs: Natural = 0  # before the architecture moves
+    temperature: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)] = dataclasses.field(
+        default_factory=lambda: [1.0, 0.2]
+    )  # gumbel_darts: first and last
+    operation_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of parameter-free operations, falling to 0
+    stable_epochs: Positive | None = None  # the search ends when the ranking has stood still so long
+    # ranking of a one-shot supernet's paths by inherited weights; random_one_shot and enas always use weights
+    ranking: Literal["probability", "weights"] = "probability"
+    rank_limit: Positive = 300  # paths scored: all of a smaller space, otherwise by evolution
+    rank_rows: Annotated[int, Field(ge=16)] | None = 200  # of dev, for a path's score; null takes all
+    # multi-trial strategies
+    samples: Positive = 8  # architectures tried per (block, depth)
+    population: Annotated[int, Field(ge=2)] = 20  # evolution
+    # cost inside the search, of a cell's operations together
+    cost: Literal["num_params", "num_flops", "latency_ms"] | None = None
+    cost_weight: Weight = 0.0  # differentiable strategies: of expected cost / greatest cost, added to the loss
+    max_cost: Annotated[float, Field(gt=0)] | None = None  # dearer architectures are neither tried nor kept
 
     @model_validator(mode="after")
     def _depths_differ(self) -> "CellConfig":
         if len(set(self.depths)) != len(self.depths):
             raise ValueError(f"depths must differ, got {self.depths}")
-        if self.strategy == "darts" and self.warmup_epochs >= self.epochs:
+        one_shot = self.strategy in ("darts", "gumbel_darts", "proxyless", "enas")
+        if one_shot and self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs must be under epochs ({self.epochs}), got {self.warmup_epochs}")
+        if self.cost is None and (self.cost_weight or self.max_cost is not None):
+            raise ValueError(
+                "cost must say what cost_weight and max_cost are about: num_params, num_flops or latency_ms"
+            )
+        if self.temperature[0] < self.temperature[1]:
+            raise ValueError(f"temperature must fall, got {self.temperature}")
+        differentiable = self.strategy in ("darts", "gumbel_darts", "proxyless")
+        if self.cost_weight and not differentiable:
+            raise ValueError(f"cost_weight is for differentiable strategies; for {self.strategy} set max_cost")
         return self
 
 
@@ -204,6 +234,16 @@ class SupernetConfig:
     embedding_learning_rate: Rate = 1e-3
     weight_decay: Weight = 0.01
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1  # share of all steps
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class BaselineConfig:
+    """Students of random and uniform cells, as dear as the searched one and trained as long."""
+
+    random: Natural = 0  # students of random cells
+    uniform: bool = False  # whether there is one with the same operation in every layer
+    match: Literal["num_params", "latency_ms"] = "num_params"  # of the cells: random by block, uniform all together
+    tolerance: Rate = 0.1  # share of the searched cells' cost by which it may differ
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -254,6 +294,7 @@ class Study:
     cell: CellConfig = dataclasses.field(default_factory=CellConfig)
     block: BlockConfig = dataclasses.field(default_factory=BlockConfig)
     supernet: SupernetConfig = dataclasses.field(default_factory=SupernetConfig)
+    baseline: BaselineConfig = dataclasses.field(default_factory=BaselineConfig)
     distill: DistillConfig = dataclasses.field(default_factory=DistillConfig)
     tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
     nni: NniConfig = dataclasses.field(default_factory=NniConfig)

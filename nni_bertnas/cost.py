@@ -3,14 +3,13 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-if TYPE_CHECKING:
-    from search_space.student import Cell
+from search_space.operations import make_operation
 
 Call = Callable[[int], Any]  # sequence length -> one forward pass at batch 1
 
@@ -21,22 +20,27 @@ def count_params(module: nn.Module) -> int:
 
 
 def cell_call(cell: nn.Module, size: int, lengths: Sequence[int]) -> Call:
-    """One forward pass of a cell at batch 1 by length, inputs `(1, length, size)` made beforehand."""
+    """One forward pass at batch 1 by length of what takes `(1, length, size)` and a mask; inputs made beforehand."""
     inputs = {n: (torch.randn(1, n, size), torch.ones(1, n, dtype=torch.bool)) for n in set(lengths)}
     return lambda length: cell(*inputs[length])
 
 
-def layers_call(cell: "Cell", hidden_size: int, lengths: Sequence[int]) -> Call:
-    """Like :func:`cell_call`, without the cell's maps, which fold away in a chained student."""
-    inputs = {n: (torch.randn(1, n, hidden_size), torch.ones(1, n, dtype=torch.bool)) for n in set(lengths)}
+def operation_costs(names: Sequence[str], hidden_size: int, kind: str, length: int) -> dict[str, float]:
+    """What each operation costs on its own at batch 1.
 
-    def call(length: int) -> torch.Tensor:
-        x, mask = inputs[length]
-        for layer in cell.layers:
-            x = layer(x, mask)
-        return x
-
-    return call
+    Args:
+        names: Of the operations.
+        hidden_size: Width.
+        kind: `num_params`, `num_flops` or `latency_ms` (one thread).
+        length: Of the sequence.
+    """
+    operations = {name: make_operation(name, hidden_size).eval() for name in names}
+    if kind == "num_params":
+        return {name: float(count_params(operation)) for name, operation in operations.items()}
+    calls = {name: cell_call(operation, hidden_size, [length]) for name, operation in operations.items()}
+    if kind == "num_flops":
+        return {name: float(count_flops(call, length)) for name, call in calls.items()}
+    return measure_latency_ms(calls, [length] * 30)
 
 
 def model_call(model: nn.Module, lengths: Sequence[int]) -> Call:

@@ -1,13 +1,17 @@
 """The distillation evaluator: what NNI's strategies call to train and score a cell."""
 
+import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import nni
 import numpy as np
 import torch
+from nni.nas.evaluator import Evaluator
 from nni.nas.evaluator.pytorch import DataLoader, Lightning, LightningModule, Trainer
+from nni.nas.strategy.base import Strategy
 from torch import Tensor, nn
 
 from nni_bertnas.data import make_loader
@@ -18,52 +22,111 @@ from nni_bertnas.training import EpochReport, Report, adamw_linear, trainer_opti
 
 _log = logging.getLogger(__name__)
 _REGRESSION_TOKENS = 50_000  # enough for a few hundred units
-OnTrained = Callable[[nn.Module, float], None]  # takes a trained cell and its block score
+_FAILED = -1e9  # the metric of a cell that diverged; NNI's channel takes no infinity
+OnTrained = Callable[[list[nn.Module], list[float]], None]  # takes trained cells and their block scores
+Penalty = Callable[[nn.Module], Tensor]
+
+
+class Cells(nn.ModuleList):
+    """Cells of consecutive blocks that are trained and scored together."""
+
+    def forward(self, hidden: Sequence[Tensor], mask: Tensor, second: Tensor | None = None) -> list[Tensor]:
+        """One hidden state per block, each `(batch, seq, teacher_hidden)`, to as many; masks `(batch, seq)`."""
+        return [cell(x, mask, second) for cell, x in zip(self, hidden, strict=True)]
+
+
+def score_batches(store: FeatureStore, edges: Sequence[int], rows: Any = None) -> Iterable[dict[str, Any]]:
+    """The batches on which cells are scored: of all rows of a split, or of some."""
+    loader: Iterable[dict[str, Any]] = make_loader(FeatureDataset(store, edges, rows=rows), 128, shuffle=False)
+    return loader
 
 
 @torch.inference_mode()
-def block_score(cell: nn.Module, store: FeatureStore, entry: int, exit_: int, batch_size: int = 128) -> float:
-    """Relative L1 of a cell on one split: mean|S - T| / std(T), lower is better.
+def block_scores(
+    cells: Sequence[nn.Module],
+    store: FeatureStore,
+    edges: Sequence[int],
+    batches: Iterable[dict[str, Any]] | None = None,
+) -> list[float]:
+    """Relative L1 of every cell on one split: mean|S - T| / std(T), lower is better.
 
-    DNA, arXiv 1911.13053; comparable between blocks. The cell is left in eval mode.
+    DNA, arXiv 1911.13053; comparable between blocks. The cells are left in eval mode.
+
+    Args:
+        cells: One per pair of neighbouring edges.
+        store: The split.
+        edges: Layer numbers; cell b leads from the b-th to the next.
+        batches: Of the split; None takes all of it.
     """
-    cell.eval()
-    device = next((parameter.device for parameter in cell.parameters()), torch.device("cpu"))
-    total = 0.0
-    for batch in make_loader(FeatureDataset(store, (entry, exit_)), batch_size, shuffle=False):
-        hidden, target = (part.to(device) for part in batch["hidden"])
-        mask = batch["mask"].to(device)
-        total += masked_absolute_sum(cell(hidden, mask), target, mask).item()
-    return total / store.hidden(exit_).size / store.variance(exit_) ** 0.5
+    for cell in cells:
+        cell.eval()
+    device = next((parameter.device for cell in cells for parameter in cell.parameters()), torch.device("cpu"))
+    totals, entries = [0.0] * len(cells), 0
+    for batch in score_batches(store, edges) if batches is None else batches:
+        hidden = [part.to(device) for part in batch["hidden"]]
+        mask, second = batch["mask"].to(device), batch.get("second")
+        entries += int(mask.sum()) * hidden[0].shape[-1]
+        for number, cell in enumerate(cells):
+            output = cell(hidden[number], mask, None if second is None else second.to(device))
+            totals[number] += masked_absolute_sum(output, hidden[number + 1], mask).item()
+    variances = [store.variance(edge) for edge in edges[1:]]
+    return [total / entries / variance**0.5 for total, variance in zip(totals, variances, strict=True)]
 
 
 class CellDistillation(LightningModule):
-    """Trains a cell, or a supernet of cells, to turn the hidden state at a block's entry into the one at its exit.
+    """Trains cells, or a supernet of cells, to turn the hidden state at each block's entry into the one at its exit.
 
     Args:
-        variance: Of the targets; the loss is the masked MSE over it, so that blocks are comparable.
+        variances: Of every block's targets; the loss is the mean over blocks of the masked MSE over it, so that blocks
+            are comparable.
         learning_rate: Peak rate of AdamW.
         weight_decay: Of AdamW.
         steps: Optimiser steps in all.
+        penalty: Added to the loss of the batches of the part `architecture`; takes the supernet.
     """
 
-    def __init__(self, variance: float, learning_rate: float, weight_decay: float, steps: int) -> None:
+    def __init__(
+        self,
+        variances: Sequence[float],
+        learning_rate: float,
+        weight_decay: float,
+        steps: int,
+        penalty: Penalty | None = None,
+    ) -> None:
         super().__init__()
-        self.variance = variance
+        self.variances = list(variances)
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.steps = steps
+        self.penalty = penalty
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """`(batch, seq, teacher_hidden)`, `(batch, seq)` -> `(batch, seq, teacher_hidden)`."""
-        return self.model(hidden, mask)
+    def forward(self, hidden: Sequence[Tensor], mask: Tensor, second: Tensor | None = None) -> list[Tensor]:
+        """One hidden state per block, each `(batch, seq, teacher_hidden)`, to as many; masks `(batch, seq)`."""
+        return self.model(hidden, mask, second)
+
+    def _loss(self, batch: dict[str, Any]) -> Tensor:
+        hidden, mask = batch["hidden"], batch["mask"]
+        outputs = self(hidden[:-1], mask, batch.get("second"))
+        losses = [
+            masked_mse(output, target, mask) / variance
+            for output, target, variance in zip(outputs, hidden[1:], self.variances, strict=True)
+        ]
+        return torch.stack(losses).mean()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The loss of one batch, logged under the name of its part of the data."""
-        entry, target = batch["hidden"]
-        loss = masked_mse(self(entry, batch["mask"]), target, batch["mask"]) / self.variance
-        self.log(f"{batch['part']}_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(target))
+        loss = self._loss(batch)
+        name, size = batch["part"], len(batch["mask"])
+        self.log(f"{name}_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=size)
+        if self.penalty is not None and name == "architecture":
+            cost = self.penalty(self.model)
+            self.log("expected_cost", cost.detach(), on_step=False, on_epoch=True, batch_size=size)
+            loss = loss + cost
         return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """The reward of ENAS: minus the loss."""
+        self.log("reward", -self._loss(batch).detach(), on_step=True, on_epoch=False, batch_size=len(batch["mask"]))
 
     def configure_optimizers(self) -> Any:
         """AdamW with a linear schedule."""
@@ -72,26 +135,27 @@ class CellDistillation(LightningModule):
 
 @nni.trace
 class DistillationEvaluator(Lightning):
-    """NNI evaluator of one block, for one-shot and multi-trial strategies alike.
+    """NNI evaluator of one block, or of blocks that share an architecture, for one-shot and multi-trial strategies.
 
     A one-shot strategy trains the supernet's weights on one part of train and the architecture on the other. A
-    multi-trial strategy trains each sampled cell on all of train; the cell's score on dev is its metric.
+    multi-trial strategy trains each sampled cell on all of train; minus its mean score on dev is its metric.
 
     Args:
         train: Features of the training split.
         dev: Features of the split that scores.
-        entry: Layer number of the block's first edge.
-        exit_: Layer number of its last.
+        edges: Layer numbers of the blocks' edges, one more than there are blocks.
         epochs: Training epochs.
         batch_size: Rows.
         learning_rate: Peak.
         weight_decay: Of AdamW.
-        gradient_clip: Norm; a one-shot strategy is given its own.
-        architecture_share: Part of train that a one-shot strategy gets for its architecture; 0 for multi-trial.
+        gradient_clip: Norm; DARTS and its kin are given their own.
+        architecture_share: Part of train that a one-shot strategy gets for its architecture; 0 for all others.
         max_rows: Rows of train that are used, the same for every epoch; None takes all.
         seed: Of the order, the choice and the split.
         report: Takes the metrics of every epoch.
-        on_trained: Takes each cell that a multi-trial strategy had trained, with its score.
+        on_trained: Takes the cells that a multi-trial strategy had trained, with their scores.
+        penalty: See :class:`CellDistillation`.
+        callbacks: Of the search's Lightning trainer, besides the report.
     """
 
     def __init__(
@@ -99,8 +163,7 @@ class DistillationEvaluator(Lightning):
         *,
         train: FeatureStore,
         dev: FeatureStore,
-        entry: int,
-        exit_: int,
+        edges: Sequence[int],
         epochs: int,
         batch_size: int = 64,
         learning_rate: float = 2e-3,
@@ -110,95 +173,144 @@ class DistillationEvaluator(Lightning):
         max_rows: int | None = None,
         seed: int = 0,
         report: Report = lambda metrics: None,
-        on_trained: OnTrained = lambda cell, score: None,
+        on_trained: OnTrained = lambda cells, scores: None,
+        penalty: Penalty | None = None,
+        callbacks: Sequence[Any] = (),
     ) -> None:
-        self.train, self.dev, self.entry, self.exit = train, dev, entry, exit_
+        self.train, self.dev, self.edges = train, dev, tuple(edges)
         self.epochs, self.batch_size, self.gradient_clip = epochs, batch_size, gradient_clip
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.seed, self.report, self.on_trained = seed, report, on_trained
         self.rows = np.random.default_rng(seed).permutation(len(train))[:max_rows]
         held = round(architecture_share * len(self.rows))
         weights = self._loader(self.rows[held:], "train")
-        architecture = self._loader(self.rows[:held], "architecture") if held else None
-        steps = epochs * max(len(weights), len(architecture) if architecture is not None else 0)
-        super().__init__(self._module(steps), self._trainer(epochs, clip=False), weights, architecture)
+        # NNI asks for a second loader even where nothing reads it.
+        architecture = self._loader(self.rows[:held] if held else self.rows, "architecture")
+        steps = epochs * max(len(weights), len(architecture) if held else 0)
+        trainer = self._trainer(epochs, clip=not held, callbacks=callbacks)
+        super().__init__(self._module(steps, penalty), trainer, weights, architecture)
 
     def _loader(self, rows: Any, part: str) -> DataLoader:
-        dataset = FeatureDataset(self.train, (self.entry, self.exit), part=part, rows=rows)
+        dataset = FeatureDataset(self.train, self.edges, part=part, rows=rows)
         return make_loader(dataset, self.batch_size, shuffle=True, seed=self.seed, kind=DataLoader)
 
-    def _module(self, steps: int) -> CellDistillation:
-        return CellDistillation(self.train.variance(self.exit), self.learning_rate, self.weight_decay, steps)
+    def _module(self, steps: int, penalty: Penalty | None = None) -> CellDistillation:
+        variances = [self.train.variance(edge) for edge in self.edges[1:]]
+        return CellDistillation(variances, self.learning_rate, self.weight_decay, steps, penalty)
 
-    def _trainer(self, epochs: int, *, clip: bool) -> Trainer:
-        # One-shot strategies optimise by hand and clip by themselves; Lightning forbids both at once.
-        options = trainer_options(epochs, [ArchitectureReport(self.report)])
-        return Trainer(gradient_clip_val=self.gradient_clip if clip else None, **options)
+    def _trainer(self, epochs: int, *, clip: bool, callbacks: Sequence[Any] = ()) -> Trainer:
+        # Strategies that optimise by hand clip by themselves; Lightning forbids both at once.
+        options = trainer_options(epochs, [*callbacks, EpochReport(self.report)])
+        return Trainer(gradient_clip_val=self.gradient_clip if clip else None, limit_val_batches=0, **options)
 
     @torch.no_grad()
-    def start_maps(self, cell: nn.Module) -> None:
-        """Set a cell's maps into and out of its width to the best linear map from entry to exit.
+    def start_maps(self, cells: Sequence[nn.Module]) -> None:
+        """Set the maps into and out of each cell's width to the best linear map from its entry to its exit.
 
         See :func:`~nni_bertnas.distill.reduced_rank_regression`. Equal widths have no maps, and nothing is done.
         """
-        if not isinstance(cell.into, nn.Linear):
-            return
-        rows = np.sort(
-            np.random.default_rng(self.seed).permutation(self.train.index["num_tokens"])[:_REGRESSION_TOKENS]
-        )
-        entry, exit_ = (torch.from_numpy(self.train.hidden(edge)[rows]).float() for edge in (self.entry, self.exit))
-        maps = reduced_rank_regression(entry, exit_, cell.into.out_features)
-        for parameter, value in zip([*cell.into.parameters(), *cell.out.parameters()], maps, strict=True):
-            parameter.copy_(value)
+        for cell, (entry, exit_) in zip(cells, itertools.pairwise(self.edges), strict=True):
+            if not isinstance(cell.into, nn.Linear):
+                continue
+            if (entry, cell.into.out_features) not in self._maps:
+                generator = np.random.default_rng(self.seed)
+                rows = np.sort(generator.permutation(self.train.index["num_tokens"])[:_REGRESSION_TOKENS])
+                x, y = (torch.from_numpy(self.train.hidden(edge)[rows]).float() for edge in (entry, exit_))
+                self._maps[entry, cell.into.out_features] = reduced_rank_regression(x, y, cell.into.out_features)
+            maps = self._maps[entry, cell.into.out_features]
+            for parameter, value in zip([*cell.into.parameters(), *cell.out.parameters()], maps, strict=True):
+                parameter.copy_(value)
 
-    def fit_cell(self, cell: nn.Module, epochs: int) -> float:
-        """Train one cell from the weights it has on all rows there are for training, and score it on dev.
+    @cached_property
+    def _maps(self) -> dict[tuple[int, int], tuple[Tensor, ...]]:
+        return {}  # a search starts many cells from the same
 
-        Returns:
-            Its block score, see :func:`block_score`.
+    def score(self, cells: Sequence[nn.Module], batches: Iterable[dict[str, Any]] | None = None) -> list[float]:
+        """Block scores on dev as they are, see :func:`block_scores`.
 
         Raises:
-            CandidateError: The score is not a finite number.
+            CandidateError: One is not a finite number.
+        """
+        scores = block_scores(cells, self.dev, self.edges, batches)
+        if not np.isfinite(scores).all():
+            raise CandidateError(f"its block score is {scores}; a lower cell.learning_rate may help")
+        return scores
+
+    def fit_cells(self, cells: Sequence[nn.Module], epochs: int) -> list[float]:
+        """Train cells from the weights they have on all rows there are for training, and score them on dev.
+
+        Returns:
+            Their block scores, see :func:`block_scores`.
+
+        Raises:
+            CandidateError: A score is not a finite number.
         """
         if epochs:
             loader = self._loader(self.rows, "train")
             # A fresh trainer every time, as Lightning's keep their state.
-            Lightning(self._module(epochs * len(loader)), self._trainer(epochs, clip=True), loader).evaluate(cell)
-        score = block_score(cell, self.dev, self.entry, self.exit)
-        if not np.isfinite(score):
-            raise CandidateError(f"its block score is {score}; a lower cell.learning_rate may help")
-        return score
+            trainer = self._trainer(epochs, clip=True)
+            Lightning(self._module(epochs * len(loader)), trainer, loader).evaluate(Cells(cells))
+        return self.score(cells)
 
     def evaluate(self, model: nn.Module) -> float:
-        """Train and score one sampled cell; called by multi-trial strategies."""
-        cell = getattr(model, "cell", model)
-        self.start_maps(cell)
+        """Train and score one sampled cell; called by multi-trial strategies.
+
+        Returns:
+            Minus the mean block score, as NNI's evolution looks for what is high.
+        """
+        cells = list(model.cells)
+        self.start_maps(cells)
         try:
-            score = self.fit_cell(cell, self.epochs)
+            scores = self.fit_cells(cells, self.epochs)
         except CandidateError as error:
             _log.warning("%s", error)
-            return float("inf")
-        self.on_trained(cell, score)
+            metric = _FAILED
+        else:
+            self.on_trained(cells, scores)
+            metric = -float(np.mean(scores))
         if nni.get_current_parameter() is not None:
-            nni.report_final_result(score)
-        return score
+            nni.report_final_result(metric)
+        return metric
 
 
-class ArchitectureReport(EpochReport):
-    """An epoch's metrics; of a one-shot strategy also every choice's probability and the mean entropy in nats."""
+@nni.trace
+class SampleEvaluator(Evaluator):
+    """NNI evaluator that asks a function for the metric of each sample.
 
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Called by Lightning."""
-        if hasattr(pl_module, "export_probs"):
-            probabilities: Mapping[str, Mapping[str, float]] = pl_module.export_probs()
-            entropies = [entropy(list(choice.values())) for choice in probabilities.values()]
-            trainer.callback_metrics["architecture_entropy"] = torch.tensor(entropies).mean()
-            for label, choice in probabilities.items():
-                for name, value in choice.items():
-                    trainer.callback_metrics[f"probability/{label}/{name}"] = torch.tensor(value)
-        super().on_train_epoch_end(trainer, pl_module)
+    Args:
+        metric: Takes a sample; high is good.
+    """
+
+    def __init__(self, metric: Callable[[Mapping[str, Any]], float]) -> None:
+        self.metric = metric
+
+    def evaluate(self, model: nn.Module) -> float:
+        """Called by NNI's engine."""
+        metric = self.metric(dict(nni.get_current_parameter().sample))
+        nni.report_final_result(metric)
+        return metric
 
 
-def entropy(probabilities: Sequence[float]) -> float:
-    """Shannon entropy in nats."""
-    return float(-sum(p * np.log(p) for p in probabilities if p > 0))
+class Proposals(Strategy):
+    """NNI strategy that submits the samples of an iterator one by one and tells each its metric.
+
+    Args:
+        proposals: Samples, each with what takes its metric.
+    """
+
+    def __init__(self, proposals: Iterable[tuple[Mapping[str, Any], Callable[[float], None]]]) -> None:
+        super().__init__()
+        self.proposals = iter(proposals)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: a search that is interrupted starts anew."""
+        return {}
+
+    def _run(self) -> None:
+        for sample, tell in self.proposals:
+            if not self.wait_for_resource():
+                return
+            model = self.model_space.freeze(dict(sample))
+            self.engine.submit_models(model)
+            if model.metric is not None:
+                tell(model.metric)

@@ -28,14 +28,14 @@ _POLL_SECONDS = 1.0
 Progress = Callable[[list[Any], str], None]  # takes NNI's trial jobs and the web UI's address
 
 
-def make_config(study: Study, study_path: Path, phase: str, units: list[dict[str, int]]) -> "ExperimentConfig":
+def make_config(study: Study, study_path: Path, phase: str, units: list[dict[str, Any]]) -> "ExperimentConfig":
     """The NNI experiment of one phase: a grid over its units, one trial each.
 
     Args:
         study: The study.
         study_path: Its file, which the trials read.
         phase: A key of PHASES.
-        units: All units of the phase.
+        units: All units of the phase; NNI makes the trials in their order, which is the grid's.
     """
     from nni.experiment.config import AlgorithmConfig, ExperimentConfig
 
@@ -48,7 +48,7 @@ def make_config(study: Study, study_path: Path, phase: str, units: list[dict[str
     config.max_trial_number = len(units)
     config.tuner = AlgorithmConfig(name="GridSearch", class_args={"optimize_mode": PHASES[phase].OPTIMIZE})
     config.search_space = {
-        name: {"_type": "choice", "_value": sorted({unit[name] for unit in units})} for name in units[0]
+        name: {"_type": "choice", "_value": list(dict.fromkeys(unit[name] for unit in units))} for name in units[0]
     }
     config.experiment_working_directory = str((RunDirectory(study).nni).resolve())
     return config

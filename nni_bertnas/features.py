@@ -84,6 +84,11 @@ class FeatureStore:
         return self._array("token_types")
 
     @cached_property
+    def has_pairs(self) -> bool:
+        """Whether any row has a second text."""
+        return bool(self.token_types.any())
+
+    @cached_property
     def labels(self) -> np.ndarray:
         """`(num_rows,)`; sources.UNLABELLED, or not-a-number for scores, where a row has none."""
         return np.asarray(self._array("labels"))
@@ -124,7 +129,8 @@ class FeatureDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """Padded batches out of a store.
 
     Every batch has `hidden`, a list of `(batch, seq, hidden)` in single precision, one per edge asked for, and
-    `mask` `(batch, seq)`, bool; with `tokens` also `input_ids` and `token_type_ids` `(batch, seq)`, `labels`
+    `mask` `(batch, seq)`, bool; of pairs also `second` `(batch, seq)`, true in the second text; with
+    `tokens` also `input_ids` and `token_type_ids` `(batch, seq)`, `labels`
     `(batch,)` and the teacher's `logits` `(batch, num_labels)`.
 
     Args:
@@ -161,6 +167,8 @@ class FeatureDataset(torch.utils.data.Dataset[dict[str, Any]]):
             batch |= token_batch(store, rows, store.index["pad_token_id"])
             batch["logits"] = torch.from_numpy(store.logits[rows]).float()
         batch["hidden"] = [torch.from_numpy(store.hidden(edge)[positions]).float() for edge in self.edges]
+        if self.edges and store.has_pairs:
+            batch["second"] = torch.from_numpy(store.token_types[positions] == 1) & batch["mask"]
         return batch
 
 

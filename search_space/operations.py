@@ -8,7 +8,10 @@ layer around them is `x + operation(norm(x))`.
 Convolutions run over positions, with hidden units as channels (Kim, arXiv 1408.5882).
 """
 
+import importlib
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +121,46 @@ class MultiHeadAttention(nn.Module):
         return self.output(attended.transpose(1, 2).reshape(batch, seq, hidden))
 
 
+class FeedForward(nn.Module):
+    """Two dense layers with GELU between them, on every position by itself (Vaswani et al., arXiv 1706.03762)."""
+
+    def __init__(self, hidden_size: int, expansion: int) -> None:
+        super().__init__()
+        self.widen = nn.Linear(hidden_size, expansion * hidden_size)
+        self.output = nn.Linear(expansion * hidden_size, hidden_size)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """`(batch, seq, hidden)`, `(batch, seq)` -> `(batch, seq, hidden)`."""
+        return self.output(F.gelu(self.widen(x)))
+
+
+class SeparableConvolution(nn.Module):
+    """A convolution of every channel by itself, then one over channels, then GELU (NAS-BERT, arXiv 2105.14444)."""
+
+    def __init__(self, hidden_size: int, kernel_size: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv1d(hidden_size, hidden_size, kernel_size, padding=kernel_size // 2, groups=hidden_size)
+        self.pointwise = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """`(batch, seq, hidden)`, `(batch, seq)` -> `(batch, seq, hidden)`."""
+        return F.gelu(self.pointwise(self.depthwise(blank(x, mask).transpose(1, 2)).transpose(1, 2)))
+
+
+class AtWidth(nn.Module):
+    """An operation at a smaller width, between a linear map into it and one out (NAS-BERT, arXiv 2105.14444)."""
+
+    def __init__(self, hidden_size: int, divisor: int, make: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.into = nn.Linear(hidden_size, hidden_size // divisor)
+        self.operation = make(hidden_size // divisor)
+        self.out = nn.Linear(hidden_size // divisor, hidden_size)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """`(batch, seq, hidden)`, `(batch, seq)` -> `(batch, seq, hidden)`."""
+        return self.out(self.operation(self.into(x), mask))
+
+
 class KimConvolution(nn.Module):
     """Parallel 3-, 4- and 5-gram convolutions, concatenated and projected (Kim, arXiv 1408.5882).
 
@@ -172,47 +215,73 @@ OPERATIONS: dict[str, Callable[[int], nn.Module]] = {
     "bidirectional_gru": BidirectionalGRU,
     "attention_4": lambda hidden_size: MultiHeadAttention(hidden_size, 4),
     "attention_8": lambda hidden_size: MultiHeadAttention(hidden_size, 8),
+    "attention_12": lambda hidden_size: MultiHeadAttention(hidden_size, 12),
     "kim_convolution": KimConvolution,
+    "feed_forward_1": lambda hidden_size: FeedForward(hidden_size, 1),
+    "feed_forward_2": lambda hidden_size: FeedForward(hidden_size, 2),
+    "feed_forward_4": lambda hidden_size: FeedForward(hidden_size, 4),
+    "separable_convolution_3": lambda hidden_size: SeparableConvolution(hidden_size, 3),
+    "separable_convolution_5": lambda hidden_size: SeparableConvolution(hidden_size, 5),
+    "separable_convolution_7": lambda hidden_size: SeparableConvolution(hidden_size, 7),
     "identity": lambda hidden_size: Identity(),
     "zero": lambda hidden_size: Zero(),
 }
 
-# The number of heads an operation needs the width to divide by.
-_HEADS = {"attention_4": 4, "attention_8": 8}
+# What the width must divide by: heads.
+_DIVISORS = {"attention_4": 4, "attention_8": 8, "attention_12": 12}
 
-OPERATION_SETS: dict[str, tuple[str, ...]] = {
-    "textnas": (
-        "convolution_1", "convolution_3", "convolution_5", "convolution_7",
-        "max_pool_3", "average_pool_3", "bidirectional_gru", "attention_4", "attention_8",
-    ),
-    "adabert": (
-        "convolution_3", "convolution_5", "convolution_7",
-        "dilated_convolution_3", "dilated_convolution_5", "dilated_convolution_7",
-        "max_pool_3", "average_pool_3", "identity", "zero",
-    ),
-    "kimcnn": ("kim_convolution", "convolution_1", "max_pool_3", "average_pool_3", "identity", "zero"),
-}  # fmt: skip
+# The operations that NAS-BERT offers at several widths; `<name>_half` and `<name>_quarter` are the narrower ones.
+AT_WIDTHS = (
+    "attention_4", "feed_forward_1", "feed_forward_2", "feed_forward_4",
+    "separable_convolution_3", "separable_convolution_5", "separable_convolution_7",
+)  # fmt: skip
+for _name in AT_WIDTHS:
+    for _suffix, _divisor in (("half", 2), ("quarter", 4)):
+        OPERATIONS[f"{_name}_{_suffix}"] = partial(AtWidth, divisor=_divisor, make=OPERATIONS[_name])
+        _DIVISORS[f"{_name}_{_suffix}"] = _divisor * _DIVISORS.get(_name, 1)
 
 
 def make_operation(name: str, hidden_size: int) -> nn.Module:
     """Build one operation by its name.
 
+    Args:
+        name: A key of OPERATIONS, or the dotted name of a class of the user's own that takes the width,
+            `package.module.Class`; in architectures its dots are colons, as a module's name may hold none.
+        hidden_size: Width.
+
     Raises:
         ValueError: The name is unknown, or the width does not suit it.
     """
+    if "." in name or ":" in name:
+        operation = import_by_name(name)(hidden_size)
+        if not isinstance(operation, nn.Module):
+            raise ValueError(f"operation {name} must be a torch.nn.Module, got {type(operation).__name__}")
+        return operation
     if name not in OPERATIONS:
-        raise ValueError(f"unknown operation {name!r}; choose one of {', '.join(OPERATIONS)}")
-    if hidden_size % _HEADS.get(name, 1):
-        raise ValueError(f"{name} needs a width that {_HEADS[name]} divides, got {hidden_size}")
+        raise ValueError(f"unknown operation {name!r}; choose one of {', '.join(OPERATIONS)}, or a dotted name")
+    if hidden_size % _DIVISORS.get(name, 1):
+        raise ValueError(f"{name} needs a width that {_DIVISORS[name]} divides, got {hidden_size}")
     return OPERATIONS[name](hidden_size)
 
 
-def operation_names(operation_set: str, hidden_size: int) -> tuple[str, ...]:
-    """The operations of a set that the width allows, in the set's order.
+def import_by_name(name: str) -> Any:
+    """What a dotted name stands for; colons count as dots.
 
     Raises:
-        ValueError: The set is unknown.
+        ValueError: There is no such module, or nothing of that name in it.
     """
-    if operation_set not in OPERATION_SETS:
-        raise ValueError(f"unknown operation set {operation_set!r}; choose one of {', '.join(OPERATION_SETS)}")
-    return tuple(name for name in OPERATION_SETS[operation_set] if hidden_size % _HEADS.get(name, 1) == 0)
+    module, _, attribute = name.replace(":", ".").rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{name} cannot be imported ({error}); its module must be on PYTHONPATH") from error
+
+
+def suits_width(name: str, hidden_size: int) -> bool:
+    """Whether a width allows an operation."""
+    return hidden_size % _DIVISORS.get(name, 1) == 0
+
+
+def parameter_free(name: str, hidden_size: int) -> bool:
+    """Whether an operation learns nothing."""
+    return next(make_operation(name, hidden_size).parameters(), None) is None

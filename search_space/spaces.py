@@ -1,51 +1,144 @@
 """NNI model spaces: the only file here that knows NNI."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+import torch
+from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace
+from nni.nas.nn.pytorch.choice import ChosenInputs
+from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from torch import Tensor, nn
 
-from .operations import make_operation
-from .student import Cell, build_cell, operations_of
+from .cells import (
+    Architecture,
+    Cell,
+    Choice,
+    PickInputs,
+    build_cell,
+    count_architectures,
+    every_architecture,
+    find_space,
+    list_choices,
+    space_operations,
+)
+
+
+class Mutables:
+    """Makes every decision one of NNI's mutables."""
+
+    def operation(self, label: str, names: Sequence[str], make: Callable[[str], nn.Module]) -> nn.Module:
+        """See :class:`~search_space.cells.Chooser`."""
+        return LayerChoice({name: make(name) for name in names}, label=label)
+
+    def inputs(self, label: str, count: int, chosen: int) -> nn.Module:
+        """See :class:`~search_space.cells.Chooser`."""
+        choice = InputChoice(count, n_chosen=chosen, reduction="sum", label=label)
+        # Where NNI makes one sample of the space, its edges that are not picked need not be built.
+        return PickInputs(choice.chosen) if isinstance(choice, ChosenInputs) else choice
 
 
 class CellSpace(ModelSpace):
-    """All cells of one depth that can stand in for a teacher block; every layer chooses its operation.
+    """All cells of one kind and depth that can stand in for a teacher block.
 
-    A sample of this space is an architecture: `layer_<i>` -> name of the operation.
+    A sample of this space is an architecture: label -> name of an operation, or numbers of inputs.
 
     Args:
-        depth: Number of searchable layers.
-        operations: Names of the operations every layer chooses from.
+        space: Kind of cell: a key of `cells.SPACES`, or a dotted name.
+        depth: Searchable layers.
         teacher_size: Width of the teacher's hidden states.
         hidden_size: Width inside the cell; the teacher's width needs no maps.
+        operations: Names to choose from; None takes the space's own that the width allows.
+        blocks: Cells that share one architecture and no weights, one per consecutive block (AdaBERT, arXiv 2001.04246).
 
     Raises:
         ValueError: A name is unknown or does not suit the width.
     """
 
-    def __init__(self, *, depth: int, operations: Sequence[str], teacher_size: int, hidden_size: int) -> None:
+    def __init__(
+        self,
+        *,
+        space: str,
+        depth: int,
+        teacher_size: int,
+        hidden_size: int,
+        operations: Sequence[str] | None = None,
+        blocks: int = 1,
+    ) -> None:
         super().__init__()
-        choices = [
-            LayerChoice({name: make_operation(name, hidden_size) for name in operations}, label=f"layer_{number}")
-            for number in range(depth)
-        ]
-        self.teacher_size = teacher_size
-        self.hidden_size = hidden_size
-        self.cell = Cell(choices, teacher_size, hidden_size)
+        self.space, self.depth = space, depth
+        self.teacher_size, self.hidden_size = teacher_size, hidden_size
+        self.operations = space_operations(space, hidden_size, operations)
+        kind = find_space(space)
+        self.cells = nn.ModuleList(
+            Cell(kind(Mutables(), depth, self.operations, hidden_size), teacher_size, hidden_size)
+            for _ in range(blocks)
+        )  # fmt: skip
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """`(batch, seq, teacher_hidden)`, `(batch, seq)` -> `(batch, seq, teacher_hidden)`."""
-        return self.cell(hidden, mask)
+    def forward(self, hidden: Sequence[Tensor], mask: Tensor, second: Tensor | None = None) -> list[Tensor]:
+        """One hidden state per block, each `(batch, seq, teacher_hidden)`, to as many; masks `(batch, seq)`."""
+        return [cell(x, mask, second) for cell, x in zip(self.cells, hidden, strict=True)]
+
+    def choices(self) -> dict[str, list[Choice]]:
+        """Every decision with all it can come to."""
+        return list_choices(self.space, self.depth, self.operations, self.hidden_size)
+
+    def count(self) -> int:
+        """How many different architectures there are."""
+        return count_architectures(self.space, self.depth, self.operations, self.hidden_size)
+
+    def every(self) -> Iterator[dict[str, Choice]]:
+        """All architectures, each once."""
+        return every_architecture(self.space, self.depth, self.operations, self.hidden_size)
+
+    def canonical(self, sample: Mapping[str, Choice]) -> dict[str, Choice]:
+        """A sample of NNI's as an architecture: decisions in the space's order, without those that change nothing."""
+        ordered: dict[str, Choice] = {}
+        for label in self.choices():
+            choice = sample.get(label)
+            if choice is not None:  # an architecture has no decision for an edge that is not kept
+                ordered[label] = choice if isinstance(choice, str) else sorted(choice)
+        return find_space(self.space).canonical(ordered)
+
+    def build(self, architecture: Architecture) -> Cell:
+        """A fresh cell of an architecture."""
+        return build_cell(self.space, architecture, self.depth, self.teacher_size, self.hidden_size)
 
 
-def extract_cell(supernet: CellSpace, architecture: Mapping[str, str]) -> Cell:
-    """One path of a trained one-shot supernet as a cell of its own, with the weights it had there."""
-    cell = build_cell(operations_of(architecture), supernet.teacher_size, supernet.hidden_size)
-    cell.into.load_state_dict(supernet.cell.into.state_dict())
-    cell.out.load_state_dict(supernet.cell.out.state_dict())
-    for layer, mixed, name in zip(cell.layers, supernet.cell.layers, operations_of(architecture), strict=True):
-        layer.norm.load_state_dict(mixed.norm.state_dict())
-        path: nn.Module = mixed.operation[name]
-        layer.operation.load_state_dict(path.state_dict())
-    return cell
+class EveryInput(BaseSuperNetModule):
+    """All inputs at once, in a differentiable supernet; scaled to the size of the sum of those that will be kept."""
+
+    def __init__(self, count: int, chosen: int) -> None:
+        super().__init__()
+        self.count, self.chosen = count, chosen
+
+    def resample(self, memo: dict[str, Any]) -> dict[str, Any]:
+        """Nothing is sampled."""
+        return {}
+
+    export = resample
+    export_probs = resample
+
+    def forward(self, tensors: list[Tensor]) -> Tensor:
+        """A list of equal shapes -> one of them."""
+        return torch.stack(tensors).sum(0) * (self.chosen / self.count)
+
+
+def extract_cells(supernet: CellSpace, architecture: Architecture) -> list[Cell]:
+    """One path of a trained one-shot supernet as cells of their own, with the weights they had there."""
+    cells = [supernet.build(architecture) for _ in supernet.cells]
+    for mixed, cell in zip(supernet.cells, cells, strict=True):
+        _copy_path(mixed, cell, architecture)
+    return cells
+
+
+@torch.no_grad()
+def _copy_path(source: nn.Module, target: nn.Module, architecture: Architecture) -> None:
+    if isinstance(source, LayerChoice):
+        choice = architecture[source.label]
+        assert isinstance(choice, str)
+        target.load_state_dict(source[choice].state_dict())
+        return
+    for name, parameter in target.named_parameters(recurse=False):
+        parameter.copy_(source.get_parameter(name))
+    for name, child in target.named_children():
+        _copy_path(source.get_submodule(name), child, architecture)

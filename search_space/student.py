@@ -1,68 +1,19 @@
-"""Architectures as plain PyTorch: the cell of one block, and the whole student as a Hugging Face model.
+"""The whole student as a Hugging Face model.
 
-Needs torch and transformers alone, so that a saved student loads anywhere. `save_pretrained` copies this file
-and `operations.py` beside the weights, so `AutoModelForSequenceClassification.from_pretrained(folder,
+Needs torch and transformers alone, so that a saved student loads anywhere. `save_pretrained` copies this file,
+`cells.py` and `operations.py` beside the weights, so `AutoModelForSequenceClassification.from_pretrained(folder,
 trust_remote_code=True)` works where this project is not installed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from .operations import make_operation
-
-
-class Layer(nn.Module):
-    """`x + operation(norm(x))`, the residual pre-norm layer (Xiong et al., arXiv 2002.04745)."""
-
-    def __init__(self, operation: nn.Module, hidden_size: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(hidden_size)
-        self.operation = operation
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """`(batch, seq, hidden)`, `(batch, seq)` -> `(batch, seq, hidden)`."""
-        # The mask goes by position: NNI's one-shot choices take no keyword arguments.
-        return x + self.operation(self.norm(x), mask)
-
-
-class Cell(nn.Module):
-    """The stand-in of one teacher block: hidden state at its entry -> hidden state at its exit.
-
-    Where the widths differ, one learnable linear map leads in and one out (NAS-BERT, arXiv 2105.14444);
-    equal widths need none.
-    """
-
-    def __init__(self, operations: Sequence[nn.Module], teacher_size: int, hidden_size: int) -> None:
-        super().__init__()
-        same = teacher_size == hidden_size
-        self.into = nn.Identity() if same else nn.Linear(teacher_size, hidden_size)
-        self.layers = nn.ModuleList(Layer(operation, hidden_size) for operation in operations)
-        self.out = nn.Identity() if same else nn.Linear(hidden_size, teacher_size)
-
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """`(batch, seq, teacher_hidden)`, `(batch, seq)` -> `(batch, seq, teacher_hidden)`."""
-        x = self.into(hidden)
-        for layer in self.layers:
-            x = layer(x, mask)
-        return self.out(x)
-
-
-def operations_of(architecture: Mapping[str, str]) -> list[str]:
-    """The operations of an architecture, first layer first."""
-    return [architecture[f"layer_{number}"] for number in range(len(architecture))]
-
-
-def build_cell(operations: Sequence[str], teacher_size: int, hidden_size: int) -> Cell:
-    """A cell from the names of its operations, first layer first.
-
-    Raises:
-        ValueError: A name is unknown or does not suit the width.
-    """
-    return Cell([make_operation(name, hidden_size) for name in operations], teacher_size, hidden_size)
+from .cells import Cell, build_body
 
 
 class Embeddings(nn.Module):
@@ -126,11 +77,15 @@ class AttentionMaxPool(nn.Module):
         return nn.functional.gelu(self.dense(pooled))
 
 
+# transformers wants a configuration that can be made from nothing
+_CELLS = ({"space": "layers", "depth": 1, "architecture": {"layer_0": "convolution_3"}},)
+
+
 class StudentConfig(PretrainedConfig):
     """Shape of a student.
 
     Args:
-        cells: For every block, the names of its operations, first layer first.
+        cells: For every block its `space`, `depth` and `architecture`; see `cells.py`.
         hidden_size: Width of the cells.
         teacher_hidden_size: Width in which the embeddings are summed.
         embedding_size: Rank of the word embedding.
@@ -140,7 +95,7 @@ class StudentConfig(PretrainedConfig):
 
     def __init__(
         self,
-        cells: Sequence[Sequence[str]] = (("convolution_3",),),
+        cells: Sequence[dict[str, Any]] = _CELLS,
         hidden_size: int = 192,
         teacher_hidden_size: int = 384,
         embedding_size: int = 128,
@@ -152,7 +107,7 @@ class StudentConfig(PretrainedConfig):
         dropout: float = 0.1,
         **kwargs: object,
     ) -> None:
-        self.cells = [list(names) for names in cells]
+        self.cells = list(cells)
         self.hidden_size = hidden_size
         self.teacher_hidden_size = teacher_hidden_size
         self.embedding_size = embedding_size
@@ -180,7 +135,7 @@ class StudentForSequenceClassification(PreTrainedModel):
             for block in range(len(config.cells))
         )
         self.cells = nn.ModuleList(
-            nn.ModuleList(Layer(make_operation(name, width), width) for name in names) for names in config.cells
+            build_body(one["space"], one["architecture"], one["depth"], width) for one in config.cells
         )
         self.norm = nn.LayerNorm(width)
         self.pool = AttentionMaxPool(width)
@@ -221,10 +176,9 @@ class StudentForSequenceClassification(PreTrainedModel):
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         x = self.embeddings(input_ids, token_type_ids)
         exits = []
-        for link, layers in zip(self.links, self.cells, strict=True):
-            x = link(x)
-            for layer in layers:
-                x = layer(x, mask)
+        second = None if token_type_ids is None else token_type_ids.bool() & mask
+        for link, body in zip(self.links, self.cells, strict=True):
+            x = body(link(x), mask, second)
             exits.append(x)
         logits = self.classifier(self.dropout(self.pool(self.norm(x), mask)))
         loss = None
@@ -245,8 +199,8 @@ class StudentForSequenceClassification(PreTrainedModel):
             cells: One per block, of the architectures in `config.cells`.
         """
         previous = None
-        for link, layers, cell in zip(self.links, self.cells, cells, strict=True):
-            layers.load_state_dict(cell.layers.state_dict())
+        for link, body, cell in zip(self.links, self.cells, cells, strict=True):
+            body.load_state_dict(cell.body.state_dict())
             if isinstance(link, nn.Linear):
                 into = cell.into
                 if previous is None:

@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,21 @@ import torch
 
 from nni_bertnas import quiet_libraries
 from nni_bertnas.config import Study, parse_study
+from search_space.cells import Cell, build_cell
 
 quiet_libraries()
 WORDS = ["q" + chr(97 + number // 10) + chr(97 + number % 10) for number in range(95)]  # qaa to qje
+
+
+def chain(*operations: str) -> dict:
+    """A cell of these operations one after another, as candidates and saved students describe it."""
+    architecture = {f"layer_{number}": name for number, name in enumerate(operations)}
+    return {"space": "layers", "depth": len(operations), "architecture": architecture}
+
+
+def chain_cell(*operations: str, teacher_size: int, hidden_size: int) -> Cell:
+    """The cell that :func:`chain` describes."""
+    return build_cell(**chain(*operations), teacher_size=teacher_size, hidden_size=hidden_size)
 
 
 def write_tiny_model(folder: Path) -> Path:
@@ -61,7 +74,7 @@ def tiny_study_fields(root: Path) -> dict:
         "task": {"name": "sst2", "source": "glue", "data_dir": str(data), "max_length": 32},
         "teacher": {"model": str(model), "epochs": 3, "learning_rate": 3e-3, "num_blocks": 2},
         "student": {"hidden_size": 16, "embedding_size": 8},
-        "cell": {"depths": [1], "epochs": 2, "samples": 3, "candidates": 2},
+        "cell": {"space": "layers", "depths": [1], "epochs": 2, "samples": 3, "candidates": 2},
         "block": {"candidates": 2, "epochs": 1},
         "supernet": {"epochs": 6, "learning_rate": 3e-3, "embedding_learning_rate": 3e-3},
         "nni": {"concurrency": 2},
@@ -86,3 +99,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Study:
     ensure_teacher(study)
     ensure_features(study)
     return study
+
+
+@pytest.fixture(scope="module")
+def built_copy(built: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root like that of `built`, with teacher and features, of a module's own; for :func:`tiny_study`."""
+    root = tmp_path_factory.mktemp("copy") / "root"
+    shutil.copytree(Path(built.runs_dir).parent, root)
+    return root

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import chain_cell
 from torch import nn
 
 from nni_bertnas.cost import cell_call, count_flops, count_params, measure_latency_ms, model_call
@@ -12,9 +13,9 @@ from nni_bertnas.distill import (
     reduced_rank_regression,
     soft_cross_entropy,
 )
-from nni_bertnas.evaluator import entropy
+from nni_bertnas.health import entropy
 from nni_bertnas.selection import Option, combinations
-from search_space.student import StudentConfig, StudentForSequenceClassification, build_cell
+from search_space.student import StudentConfig, StudentForSequenceClassification
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]).bool()
 
@@ -62,9 +63,9 @@ def test_reduced_rank_regression_finds_a_planted_map_and_beats_truncation() -> N
 
 
 def test_flops_count_a_multiply_add_twice() -> None:
-    cell = build_cell(["convolution_3"], 8, 8)
+    cell = chain_cell("convolution_3", teacher_size=8, hidden_size=8)
     assert count_flops(cell_call(cell, 8, [10]), 10) == 2 * 10 * 3 * 8 * 8
-    attention = build_cell(["attention_4"], 8, 8)
+    attention = chain_cell("attention_4", teacher_size=8, hidden_size=8)
     assert count_flops(cell_call(attention, 8, [10]), 10) == 2 * (10 * 8 * 32 + 2 * 10 * 10 * 8)
     assert count_params(cell) == 3 * 8 * 8 + 8 + 16
 

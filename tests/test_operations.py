@@ -1,17 +1,19 @@
 import pytest
 import torch
 
+from search_space.cells import SPACES, space_operations
 from search_space.operations import (
-    OPERATION_SETS,
     OPERATIONS,
     AveragePool,
     BidirectionalGRU,
+    FeedForward,
     MaxPool,
+    SeparableConvolution,
     make_operation,
-    operation_names,
+    parameter_free,
 )
 
-WIDTH = 32
+WIDTH = 48
 # Left, right and inner padding, none, and nothing but padding.
 MASKS = torch.tensor(
     [
@@ -112,18 +114,53 @@ def test_gru_against_packed_torch_gru() -> None:
     torch.testing.assert_close(ours(x, mask)[mask], expected[mask])
 
 
-def test_sets_name_operations_that_exist() -> None:
-    for names in OPERATION_SETS.values():
-        assert set(names) <= set(OPERATIONS)
+def test_feed_forward_and_separable_convolution_against_naive_loops() -> None:
+    torch.manual_seed(0)
+    x, mask = torch.randn(1, 5, WIDTH), torch.tensor([[1, 1, 1, 1, 0]]).bool()
+    wide = FeedForward(WIDTH, 2)
+    assert wide.widen.out_features == 2 * WIDTH
+    for position in range(4):
+        expected = wide.output(torch.nn.functional.gelu(wide.widen(x[0, position])))
+        torch.testing.assert_close(wide(x, mask)[0, position], expected)
+    separable = SeparableConvolution(WIDTH, 3)
+    for position in range(4):
+        window = [p for p in (position - 1, position, position + 1) if 0 <= p < 4]
+        own = separable.depthwise.bias + sum(
+            x[0, p] * separable.depthwise.weight[:, 0, p - position + 1] for p in window
+        )
+        expected = torch.nn.functional.gelu(separable.pointwise(own))
+        torch.testing.assert_close(separable(x, mask)[0, position], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_narrow_operations_have_fewer_parameters() -> None:
+    sizes = [
+        sum(parameter.numel() for parameter in make_operation(f"feed_forward_4{suffix}", WIDTH).parameters())
+        for suffix in ("", "_half", "_quarter")
+    ]
+    assert sizes == sorted(sizes, reverse=True) and sizes[2] < sizes[0] / 3
+
+
+def test_spaces_name_operations_that_exist() -> None:
+    for space in SPACES.values():
+        assert set(space.OPERATIONS) <= set(OPERATIONS)
+
+
+def test_which_operations_learn_nothing() -> None:
+    free = {name for name in OPERATIONS if parameter_free(name, WIDTH)}
+    assert free == {"max_pool_3", "average_pool_3", "identity", "zero"}
 
 
 def test_heads_follow_the_width() -> None:
-    assert "attention_8" in operation_names("textnas", 32)
-    names = operation_names("textnas", 36)
-    assert "attention_4" in names and "attention_8" not in names
+    assert "attention_8" in space_operations("layers", 32) and "attention_12" not in space_operations("layers", 32)
+    names = space_operations("layers", 36)
+    assert "attention_4" in names and "attention_12" in names and "attention_8" not in names
     with pytest.raises(ValueError, match="divides, got 36"):
         make_operation("attention_8", 36)
     with pytest.raises(ValueError, match="choose one of"):
         make_operation("convolution_2", 36)
     with pytest.raises(ValueError, match="choose one of"):
-        operation_names("none", 36)
+        space_operations("none", 36)
+    with pytest.raises(ValueError, match="divides, got 36"):
+        space_operations("layers", 36, ["attention_8", "zero"])
+    with pytest.raises(ValueError, match="needs two operations"):
+        space_operations("layers", 36, ["zero"])

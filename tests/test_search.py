@@ -1,20 +1,24 @@
 import itertools
 import json
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import chain_cell, tiny_study
 
-from nni_bertnas.config import CellConfig
-from nni_bertnas.errors import CandidateError
-from nni_bertnas.evaluator import DistillationEvaluator, block_score
-from nni_bertnas.features import FeatureStore
-from nni_bertnas.strategies import STRATEGIES, Search, most_probable, search_darts
-from search_space.operations import OPERATION_SETS
-from search_space.spaces import CellSpace, extract_cell
-from search_space.student import Layer, build_cell, make_operation
+from nni_bertnas.artifacts import RunDirectory, read_result
+from nni_bertnas.candidates import load_cell
+from nni_bertnas.config import Study
+from nni_bertnas.errors import CandidateError, ConfigError
+from nni_bertnas.evaluator import DistillationEvaluator, block_scores
+from nni_bertnas.features import FeatureStore, ensure_features, open_features, study_edges
+from nni_bertnas.phases import cell
+from nni_bertnas.strategies import most_probable
+from nni_bertnas.teacher import ensure_teacher
+from search_space.cells import Layer
+from search_space.operations import make_operation
+from search_space.spaces import CellSpace
 
 WIDTH = 16
 
@@ -34,6 +38,7 @@ def write_planted_store(folder: Path, truth: torch.nn.Module, num_rows: int, see
     for edge, values in enumerate((entry, exit_)):
         np.save(folder / f"hidden_{edge}.npy", values.astype(np.float16))
     np.save(folder / "offsets.npy", offsets)
+    np.save(folder / "token_types.npy", np.zeros(offsets[-1], np.int8))
     index = {
         "edges": [0, 1],
         "hidden_size": WIDTH,
@@ -54,112 +59,98 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[FeatureStore, Fea
     return write_planted_store(root / "train", truth, 300, 1), write_planted_store(root / "dev", truth, 60, 2)
 
 
-def make_search(
-    planted: tuple[FeatureStore, FeatureStore], folder: Path, operations: tuple[str, ...], **config: object
-) -> Search:
-    settings = CellConfig(**{"epochs": 6, "architecture_learning_rate": 0.1, "batch_size": 16, **config})
-    torch.manual_seed(1)
-    return Search(
-        space=CellSpace(depth=1, operations=operations, teacher_size=WIDTH, hidden_size=WIDTH),
-        make_evaluator=partial(
-            DistillationEvaluator, train=planted[0], dev=planted[1], entry=0, exit_=1, epochs=settings.epochs,
-            batch_size=settings.batch_size, learning_rate=5e-3,
-        ),
-        config=settings,
-        seed=0,
-        folder=folder,
-    )  # fmt: skip
-
-
-CHOICES = ("max_pool_3", "average_pool_3", "convolution_3", "zero")
-
-
-def test_darts_moves_its_weights_to_the_planted_operation(planted: tuple, tmp_path: Path) -> None:
-    reports: list[dict] = []
-    search = make_search(planted, tmp_path, CHOICES, candidates=4)
-    search = Search(**{**vars(search), "make_evaluator": partial(search.make_evaluator, report=reports.append)})
-    found = search_darts(search)
-    assert found[0].architecture == {"layer_0": "convolution_3"}
-    searched = [report for report in reports if "architecture_loss" in report]
-    shares = [report["probability/layer_0/convolution_3"] for report in searched]
-    assert len(searched) == 6 and shares[0] > 0.25 and shares[-1] > 0.5 and shares == sorted(shares)
-    assert searched[-1]["architecture_entropy"] < searched[0]["architecture_entropy"] < np.log(4)
-    assert searched[-1]["train_loss"] < searched[0]["train_loss"]
-    scores = {one.architecture["layer_0"]: one.score for one in found}
-    assert scores["convolution_3"] < 0.5 * max(scores.values())
-
-
-def test_random_tries_different_architectures_and_keeps_their_weights(planted: tuple, tmp_path: Path) -> None:
-    search = make_search(planted, tmp_path, CHOICES, samples=3, strategy="random", epochs=2)
-    found = STRATEGIES["random"](search)
-    names = [one.architecture["layer_0"] for one in found]
-    assert len(set(names)) == 3
-    for one in found:
-        plain = build_cell(list(one.architecture.values()), WIDTH, WIDTH)
-        plain.load_state_dict(one.cell.state_dict())
-        assert block_score(plain, planted[1], 0, 1) == pytest.approx(one.score, rel=1e-5)
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("operation_set", OPERATION_SETS)
-def test_every_strategy_runs_on_every_set(planted: tuple, tmp_path: Path, strategy: str, operation_set: str) -> None:
-    search = make_search(planted, tmp_path, OPERATION_SETS[operation_set], samples=2, candidates=2, epochs=1)
-    found = STRATEGIES[strategy](search)
-    assert len(found) == 2 and all(np.isfinite(one.score) for one in found)
-
-
 def test_block_score_against_naive_loop(planted: tuple) -> None:
     dev = planted[1]
-    cell = build_cell(["average_pool_3"], WIDTH, WIDTH)
+    one = chain_cell("average_pool_3", teacher_size=WIDTH, hidden_size=WIDTH)
     total = 0.0
     with torch.no_grad():
         for start, stop in itertools.pairwise(dev.offsets):
             row = torch.from_numpy(dev.hidden(0)[start:stop].astype(np.float32))[None]
             target = torch.from_numpy(dev.hidden(1)[start:stop].astype(np.float32))
-            total += float((cell(row, torch.ones(row.shape[:2], dtype=torch.bool))[0] - target).abs().sum())
+            total += float((one(row, torch.ones(row.shape[:2], dtype=torch.bool))[0] - target).abs().sum())
     expected = total / dev.hidden(1).size / dev.hidden(1).astype(np.float64).std()
-    assert block_score(cell, dev, 0, 1) == pytest.approx(expected, rel=1e-3)
-
-
-def test_an_extracted_cell_is_its_path_of_the_supernet(planted: tuple, tmp_path: Path) -> None:
-    from nni.nas.strategy import DARTS
-
-    torch.manual_seed(0)
-    space = CellSpace(depth=2, operations=("convolution_3", "attention_4"), teacher_size=WIDTH, hidden_size=8)
-    supernet = DARTS().mutate_model(space)
-    architecture = {"layer_0": "attention_4", "layer_1": "convolution_3"}
-    for layer, name in zip(supernet.cell.layers, architecture.values(), strict=True):
-        layer.operation._arch_alpha.data = torch.tensor([100.0 * (n == name) for n in layer.operation.names])
-    x, mask = torch.randn(2, 5, WIDTH), torch.ones(2, 5, dtype=torch.bool)
-    torch.testing.assert_close(extract_cell(supernet, architecture)(x, mask), supernet(x, mask))
+    assert block_scores([one], dev, [0, 1]) == pytest.approx([expected], rel=1e-3)
 
 
 def test_most_probable_is_exact() -> None:
+    space = CellSpace(
+        space="sequential", depth=3, teacher_size=8, hidden_size=8, operations=("identity", "zero", "max_pool_3")
+    )
     probabilities = {
-        "layer_0": {"a": 0.5, "b": 0.4, "c": 0.1},
-        "layer_1": {"a": 0.6, "b": 0.3, "c": 0.1},
-        "layer_2": {"a": 0.34, "b": 0.33, "c": 0.33},
+        "layer_0": {"identity": 0.5, "zero": 0.4, "max_pool_3": 0.1},
+        "layer_1": {"identity": 0.6, "zero": 0.3, "max_pool_3": 0.1},
+        "layer_2": {"identity": 0.34, "zero": 0.33, "max_pool_3": 0.33},
     }
     every = {
-        (x, y, z): probabilities["layer_0"][x] * probabilities["layer_1"][y] * probabilities["layer_2"][z]
-        for x in "abc" for y in "abc" for z in "abc"
-    }  # fmt: skip
-    expected = sorted(every, key=lambda key: -every[key])[:7]
-    found = [tuple(one.values()) for one in most_probable(probabilities, 7)]
-    assert [every[key] for key in found] == pytest.approx([every[key] for key in expected])
+        key: np.prod([probabilities[f"layer_{layer}"][name] for layer, name in enumerate(key)])
+        for key in itertools.product(space.operations, repeat=3)
+    }
+    found = [tuple(one.values()) for one in most_probable(space, probabilities, 7)]
+    assert [every[key] for key in found] == pytest.approx(sorted(every.values(), reverse=True)[:7])
 
 
 def test_a_candidate_that_diverges_fails_alone(planted: tuple) -> None:
-    evaluator = DistillationEvaluator(train=planted[0], dev=planted[1], entry=0, exit_=1, epochs=1)
-    cell = build_cell(["convolution_3"], WIDTH, WIDTH)
-    cell.layers[0].operation.convolution.weight.data.fill_(float("nan"))
+    evaluator = DistillationEvaluator(train=planted[0], dev=planted[1], edges=[0, 1], epochs=1)
+    one = chain_cell("convolution_3", teacher_size=WIDTH, hidden_size=WIDTH)
+    one.body.layers[0].operation.convolution.weight.data.fill_(float("nan"))
     with pytest.raises(CandidateError, match="learning_rate"):
-        evaluator.fit_cell(cell, 0)
+        evaluator.fit_cells([one], 0)
 
 
 def test_start_maps_lower_the_score(planted: tuple) -> None:
-    evaluator = DistillationEvaluator(train=planted[0], dev=planted[1], entry=0, exit_=1, epochs=1)
-    cell = build_cell(["zero"], WIDTH, 8)
-    before = evaluator.fit_cell(cell, 0)
-    evaluator.start_maps(cell)
-    assert evaluator.fit_cell(cell, 0) < 0.8 * before
+    evaluator = DistillationEvaluator(train=planted[0], dev=planted[1], edges=[0, 1], epochs=1)
+    one = chain_cell("zero", teacher_size=WIDTH, hidden_size=8)
+    (before,) = evaluator.score([one])
+    evaluator.start_maps([one])
+    assert evaluator.score([one])[0] < 0.8 * before
+
+
+def small(root: Path, **settings: object) -> Study:
+    return tiny_study(root, cell={"operations": ["convolution_3", "max_pool_3", "zero"], "epochs": 1, **settings})
+
+
+def test_shared_cells_have_one_architecture_and_their_own_weights(tmp_path: Path) -> None:
+    study = small(tmp_path, shared=True, strategy="random_one_shot")
+    assert cell.units(study, 2) == [{"block": 0, "depth": 1}]
+    cell.run(study, 0, 1)
+    results = [read_result(RunDirectory(study).cell(block, 1)) for block in (0, 1)]
+    first, second = ([one["architecture"] for one in result["candidates"]] for result in results)
+    assert sorted(map(str, first)) == sorted(map(str, second)) and len(first) == 2
+    edges = study_edges(study)
+    for block, result in enumerate(results):
+        for one in result["candidates"]:
+            loaded = load_cell(RunDirectory(study).cell(block, 1), one, 32, 16)
+            dev = open_features(study, "dev")
+            assert block_scores([loaded], dev, edges[block : block + 2]) == pytest.approx([one["score"]], rel=1e-4)
+    assert cell.find(study, 1, 1) is not None
+    with pytest.raises(ConfigError, match="block must be 0 where"):
+        cell.run(study, 1, 1)
+
+
+def test_every_path_that_was_ranked_is_kept_beside_the_result(tmp_path: Path) -> None:
+    study = small(tmp_path, strategy="random_one_shot")
+    result = cell.run(study, 0, 1)
+    paths = json.loads((RunDirectory(study).cell(0, 1) / cell.PATHS).read_text())
+    assert sorted(one["layer_0"] for one, _ in paths) == ["convolution_3", "max_pool_3", "zero"]
+    assert [score for _, score in paths] == sorted(score for _, score in paths)
+    best = {one["architecture"]["layer_0"]: one["inherited"] for one in result["candidates"]}
+    assert best == {one["layer_0"]: score for one, score in paths[:2]}
+
+
+def test_a_collapsed_search_is_called_so(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path, cell={"operations": ["max_pool_3", "zero"], "strategy": "grid", "epochs": 1})
+    assert "collapsed to parameter-free operations" in cell.run(study, 0, 1)["collapsed"]
+
+
+def test_a_search_that_cannot_be_is_refused_before_the_teacher(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path, cell={"space": "adabert", "strategy": "grid"})
+    with pytest.raises(ConfigError, match="grid trains every architecture"):
+        cell.run(study, 0, 1)
+    assert not RunDirectory(study).teacher.exists()
+    study = small(
+        tmp_path, strategy="random", cost="num_params", max_cost=0.5, operations=["convolution_3", "kim_convolution"]
+    )
+    ensure_teacher(study)
+    ensure_features(study)
+    with pytest.raises(ConfigError, match="must be at least"):
+        cell.run(study, 0, 1)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_study
+from conftest import chain, chain_cell, tiny_study
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -15,9 +15,10 @@ from transformers import (
 
 from nni_bertnas.chain import check_chain, new_student
 from nni_bertnas.errors import PhaseError
-from search_space.student import StudentConfig, StudentForSequenceClassification, build_cell
+from search_space.student import StudentConfig, StudentForSequenceClassification
 
-CELLS = [["convolution_3", "attention_4"], ["bidirectional_gru"], ["max_pool_3"]]
+NAMES = [["convolution_3", "attention_4"], ["bidirectional_gru"], ["max_pool_3"]]
+CELLS = [chain(*names) for names in NAMES]
 
 
 def make_student(teacher_size: int = 32, hidden_size: int = 16) -> StudentForSequenceClassification:
@@ -38,12 +39,12 @@ def batch() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("hidden_size", [16, 32])
 def test_chained_student_is_its_blocks_one_after_another(hidden_size: int) -> None:
     student = make_student(32, hidden_size)
-    cells = [build_cell(names, 32, hidden_size).eval() for names in CELLS]
+    cells = [chain_cell(*names, teacher_size=32, hidden_size=hidden_size).eval() for names in NAMES]
     with pytest.raises(PhaseError, match="differs from its blocks"):
         check_chain(student, cells, batch())
     student.load_cells(cells)
     assert check_chain(student, cells, batch()) < 1e-4
-    student.cells[1][0].operation.ahead.weight_ih_l0.data *= 2
+    student.cells[1].layers[0].operation.ahead.weight_ih_l0.data *= 2
     with pytest.raises(PhaseError, match="differs from its blocks"):
         check_chain(student, cells, batch())
 
@@ -103,7 +104,7 @@ def test_embeddings_start_as_the_teachers(shape: PretrainedConfig, tmp_path: Pat
     differences = []
     for rank in (8, 24, 32):
         study = tiny_study(tmp_path, student={"embedding_size": rank})
-        embeddings = new_student(study, teacher, [["zero"]]).embeddings
+        embeddings = new_student(study, teacher, [chain("zero")]).embeddings
         with torch.no_grad():
             live = teacher.base_model(ids, output_hidden_states=True).hidden_states[0]
             differences.append(float((embeddings(ids) - live).abs().mean()))

@@ -4,4 +4,4 @@ from nni_bertnas.phases import block
 from trials.runner import run_trial
 
 if __name__ == "__main__":
-    run_trial("block", ("block",), block.run)
+    run_trial("block", {"block": int}, block.run)

@@ -4,4 +4,4 @@ from nni_bertnas.phases import cell
 from trials.runner import run_trial
 
 if __name__ == "__main__":
-    run_trial("cell", ("block", "depth"), cell.run)
+    run_trial("cell", {"block": int, "depth": int}, cell.run)

@@ -4,7 +4,7 @@ import argparse
 import logging
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from nni_bertnas import quiet_libraries
@@ -13,12 +13,12 @@ from nni_bertnas.errors import BertnasError, ConfigError
 from nni_bertnas.tracking import NniChannel, open_tracker
 
 
-def run_trial(phase: str, names: tuple[str, ...], run: Callable[..., dict[str, Any]]) -> None:
+def run_trial(phase: str, names: Mapping[str, type], run: Callable[..., dict[str, Any]]) -> None:
     """Run one NNI trial and exit: parameters in, one phase call, metrics out.
 
     Args:
         phase: Name of the phase.
-        names: The parameters that the trial takes from NNI, all whole numbers.
+        names: The parameters that the trial takes from NNI with their types, whole numbers or texts.
         run: The phase's `run`.
     """
     parser = argparse.ArgumentParser(
@@ -38,7 +38,9 @@ def run_trial(phase: str, names: tuple[str, ...], run: Callable[..., dict[str, A
 
         if phase != "supernet":  # which runs alone
             set_threads(study.nni.concurrency, study.nni.threads)
-        unit = "_".join(f"{name}{value}" for name, value in parameters.items())
+        # As the folder of the result is called.
+        texts = (value if isinstance(value, str) else f"{name}{value}" for name, value in parameters.items())
+        unit = "_".join(text for text in texts if text != "searched")
         with open_tracker(study, phase, unit, channel) as tracker:
             run(study, **parameters, tracker=tracker)
     except BertnasError as error:
@@ -46,11 +48,12 @@ def run_trial(phase: str, names: tuple[str, ...], run: Callable[..., dict[str, A
         sys.exit(error.exit_code)
 
 
-def _check(phase: str, names: tuple[str, ...], parameters: dict[str, Any]) -> dict[str, int]:
-    wrong = sorted(set(parameters) ^ set(names))
-    if wrong or not all(isinstance(value, int) for value in parameters.values()):
+def _check(phase: str, names: Mapping[str, type], parameters: dict[str, Any]) -> dict[str, Any]:
+    wrong = set(parameters) != set(names)
+    if wrong or not all(isinstance(parameters[name], kind) for name, kind in names.items()):
+        wanted = ", ".join(f"{name} as {'text' if kind is str else 'whole number'}" for name, kind in names.items())
         raise ConfigError(
-            f"searchSpace: a {phase} trial takes {', '.join(names)} as whole numbers, got {parameters}; run it "
+            f"searchSpace: a {phase} trial takes {wanted}, got {parameters}; run it "
             f"through nnictl create --config experiment_configs/{phase}.yml"
         )
     return {name: parameters[name] for name in names}

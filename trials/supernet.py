@@ -4,4 +4,4 @@ from nni_bertnas.phases import supernet
 from trials.runner import run_trial
 
 if __name__ == "__main__":
-    run_trial("supernet", ("seed",), supernet.run)
+    run_trial("supernet", {"seed": int, "student": str}, supernet.run)

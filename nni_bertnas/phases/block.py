@@ -103,8 +103,7 @@ def _train(study: Study, block: int, tracker: Tracker, edges: list[int]) -> dict
     evaluator = DistillationEvaluator(
         train=train,
         dev=dev,
-        entry=edges[block],
-        exit_=edges[block + 1],
+        edges=edges[block : block + 2],
         epochs=config.epochs,
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
@@ -116,7 +115,9 @@ def _train(study: Study, block: int, tracker: Tracker, edges: list[int]) -> dict
     for depth, candidate in choose(cells, config.candidates):
         cell = load_cell(run_directory.cell(block, depth), candidate, train.hidden_size, study.student.hidden_size)
         try:
-            found.append(Found(candidate["architecture"], cell, evaluator.fit_cell(cell.train(), config.epochs)))
+            scores = evaluator.fit_cells([cell.train()], config.epochs)
+            fields = {name: candidate[name] for name in ("space", "depth", "architecture", "inherited")}
+            found.append(Found(**fields, cells=[cell], scores=scores))
         except CandidateError as error:
             _log.warning("block %d, %s: %s", block, candidate["architecture"], error)
     if not found:

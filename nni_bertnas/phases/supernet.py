@@ -1,44 +1,54 @@
-"""Phase 3, supernet: choose one candidate per block, chain them, train the student end to end, save it."""
+"""Phase 3, supernet: choose one candidate per block, chain them, train the student end to end, save it.
+
+The baselines that a study asks for go the same way; their cells are drawn to match the searched student of the same
+seed, and trained here as long as the cell and block phases have trained the searched ones.
+"""
 
 import logging
 import time
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from nni_bertnas.artifacts import RunDirectory, atomic_folder, fingerprint, read_result, write_result
 from nni_bertnas.augment import augment_fingerprint, open_augmented
+from nni_bertnas.baselines import SEARCHED, Baselines, check_name, student_names, train_student
 from nni_bertnas.candidates import Candidate, load_cell
 from nni_bertnas.config import Study, study_to_dict
-from nni_bertnas.cost import Call, count_flops, count_params, layers_call, measure_latency_ms, model_call
+from nni_bertnas.cost import Call, cell_call, count_flops, count_params, measure_latency_ms, model_call
 from nni_bertnas.data import load_task, make_loader, make_stream, tokenize
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.features import FeatureDataset, open_features, study_edges
 from nni_bertnas.selection import Combination, Option, combinations
 from nni_bertnas.tasks import task_spec
 from nni_bertnas.tracking import Tracker
-from search_space.student import operations_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from search_space.student import Cell
+    from search_space.cells import Cell
+    from search_space.student import StudentForSequenceClassification
 
 _log = logging.getLogger(__name__)
-NAMES = ("seed",)
+NAMES = ("seed", "student")
 OPTIMIZE = "maximize"
 STUDENT = "student"  # folder of the saved model inside the result
 _LATENCY_ROWS = 60  # real rows whose lengths a latency is measured at,
 _LATENCY_REPEATS = 3  # each so often
 
 
-def units(study: Study, num_blocks: int) -> list[dict[str, int]]:
-    """The parameters of every unit of work of this phase."""
-    return [{"seed": study.seed}]
+def units(study: Study, num_blocks: int) -> list[dict[str, Any]]:
+    """The parameters of every unit of work of this phase, the searched student first."""
+    return [{"seed": study.seed, "student": student} for student in student_names(study.baseline)]
 
 
-def find(study: Study, seed: int) -> dict[str, Any] | None:
-    """The finished result of one seed, if it still fits the study and its blocks."""
-    return read_result(RunDirectory(study).supernet(seed), _fingerprint(study, seed, _rankings(study)))
+def find(study: Study, seed: int, student: str = SEARCHED) -> dict[str, Any] | None:
+    """The finished result of one student, if it still fits the study and its blocks, or the searched student."""
+    rankings = _rankings(study)
+    searched = read_result(RunDirectory(study).supernet(seed), _fingerprint(study, seed, rankings))
+    if student == SEARCHED or searched is None:
+        return searched
+    return read_result(RunDirectory(study).supernet(seed, student), _baseline_fingerprint(study, student, searched))
 
 
 def _rankings(study: Study) -> list[dict[str, Any]]:
@@ -60,116 +70,189 @@ def _fingerprint(study: Study, seed: int, rankings: list[dict[str, Any]]) -> str
     return fingerprint([ranking["fingerprint"] for ranking in rankings], seed, parts)
 
 
-def run(study: Study, seed: int, tracker: Tracker | None = None) -> dict[str, Any]:
-    """Train one student from the blocks' rankings; a finished result that still fits is reused.
+def _baseline_fingerprint(study: Study, student: str, searched: Mapping[str, Any]) -> str:
+    settings = study_to_dict(study)["baseline"]
+    # How many baselines there are changes none of them.
+    parts = student, settings["match"], settings["tolerance"]
+    return fingerprint(searched["fingerprint"], searched["architecture"], *parts)
+
+
+def run(study: Study, seed: int, student: str = SEARCHED, tracker: Tracker | None = None) -> dict[str, Any]:
+    """Train one student from the blocks' rankings, or a baseline; a finished result that still fits is reused.
 
     Args:
         study: The study.
         seed: Of the end-to-end training; several seeds give several students.
+        student: `searched`, or `random_<number>` or `uniform` for a baseline, which matches the searched one of the
+            seed and makes it first where it is missing.
         tracker: Takes the metrics.
 
     Returns:
-        The result: fingerprint, chosen architecture, teacher and student with score, parameters, FLOPs and latency.
+        The result: fingerprint, architecture, teacher and student with score, parameters, FLOPs and latency; of a
+        baseline also how it matches.
 
     Raises:
-        PhaseError: The block phase has not been run, or nothing fits the budget.
+        ConfigError: There is no such student.
+        PhaseError: The block phase has not been run, nothing fits the budget, or a baseline cannot be trained.
     """
+    check_name(student)
     tracker = tracker or Tracker()
-    result = find(study, seed)
+    result = find(study, seed, student)
     if result is None:
-        result = _train(study, seed, tracker)
+        if student != SEARCHED and find(study, seed) is None:
+            _train(study, seed, SEARCHED, Tracker())
+        result = _train(study, seed, student, tracker)
     metric = task_spec(study.task).metric
-    student = result["student"]
+    own = result["student"]
     tracker.final(
         {
-            "default": student[f"dev_{metric}"],
-            **{name: value for name, value in student.items() if name.endswith(f"_{metric}")},
-            "num_params": student["num_params"],
-            "latency_ms": student["latency_ms"],
+            "default": own[f"dev_{metric}"],
+            **{name: value for name, value in own.items() if name.endswith(f"_{metric}")},
+            "num_params": own["num_params"],
+            "latency_ms": own["latency_ms"],
             "speedup": result["speedup"],
         }
     )
     return result
 
 
-def _train(study: Study, seed: int, tracker: Tracker) -> dict[str, Any]:
-    from nni_bertnas.chain import StudentDistillation, check_chain, new_student
-    from nni_bertnas.scoring import evaluate_classifier
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """The trained cell of every block, and what the result says about them."""
+
+    candidates: Sequence[Mapping[str, Any]]  # space, depth, architecture, score
+    cells: "Sequence[Cell]"
+    facts: Mapping[str, Any]
+
+
+def _train(study: Study, seed: int, kind: str, tracker: Tracker) -> dict[str, Any]:
     from nni_bertnas.teacher import load_teacher
-    from nni_bertnas.training import EpochReport, KeepBest, fit, pl
+    from nni_bertnas.training import pl
 
     start = time.perf_counter()
     pl.seed_everything(seed, verbose=False)
-    config, spec = study.supernet, task_spec(study.task)
-    metric = f"dev_{spec.metric}"
     teacher, tokenizer = load_teacher(study)
-    train, dev = open_features(study, "train"), open_features(study, "dev")
-    lengths = dev.lengths[:_LATENCY_ROWS].tolist() * _LATENCY_REPEATS
-    run_directory = RunDirectory(study)
-    rankings = _rankings(study)
-    blocks: list[list[Candidate]] = [ranking["candidates"] for ranking in rankings]
-    cells = [
-        [load_cell(run_directory.block(block), one, train.hidden_size, study.student.hidden_size) for one in candidates]
-        for block, candidates in enumerate(blocks)
-    ]
-    chosen = choose(study, teacher, blocks, cells, lengths)
-    candidates = [candidates[index] for candidates, index in zip(blocks, chosen.choice, strict=True)]
-    picked = [block_cells[index] for block_cells, index in zip(cells, chosen.choice, strict=True)]
-    student = new_student(study, teacher, [operations_of(one["architecture"]) for one in candidates])
-    student.load_cells(picked)
-    dev_loader = make_loader(FeatureDataset(dev, (), tokens=True), 128, shuffle=False)
-    difference = check_chain(student, picked, next(iter(dev_loader)))
-
-    edges = train.edges[1:] if study.distill.hidden_weight else ()
-    parts = [FeatureDataset(train, edges, tokens=True)]
-    if study.augment.copies:
-        store, rows = open_augmented(study)
-        parts.append(FeatureDataset(store, (), tokens=True, rows=rows))
-    loader = make_stream(parts, config.batch_size, seed=seed, epoch_rows=config.epoch_rows)
-    module = StudentDistillation(student, picked, train, study, len(loader) * config.epochs).train()
-    best = KeepBest(metric, student)
-    report = EpochReport(lambda metrics: tracker.epoch(metrics, metric))
-    fit(module, loader, dev_loader, config.epochs, [best, report])
-    student.eval()
-
-    data = load_task(study.task)
-    loaders = {"dev": dev_loader}
-    for split in data.final_splits:
-        tokens = tokenize(tokenizer, data.splits[split], study.task.max_length)
-        loaders[split] = make_loader(tokens, 128, shuffle=False)
-    calls = {"teacher": model_call(teacher, lengths), "student": model_call(student, lengths)}
-    latency_ms = measure_latency_ms(calls, lengths, threads=config.latency_threads)
-    sides = {
-        name: {
-            **{
-                f"{split}_{name}": value
-                for split, split_loader in loaders.items()
-                for name, value in evaluate_classifier(model, split_loader, spec).items()
-            },
-            "num_params": count_params(model),
-            "num_flops": count_flops(calls[name], sorted(lengths)[len(lengths) // 2]),
-            "latency_ms": latency_ms[name],
-        }
-        for name, model in (("teacher", teacher), ("student", student))
-    }
+    lengths = open_features(study, "dev").lengths[:_LATENCY_ROWS].tolist() * _LATENCY_REPEATS
+    parts = _searched(study, seed, teacher, lengths) if kind == SEARCHED else _baseline(study, seed, kind)
+    model, trained = _distill(study, seed, teacher, parts, tracker)
+    sides = _compare(study, {"teacher": teacher, "student": model}, tokenizer, lengths)
     result = {
-        "fingerprint": _fingerprint(study, seed, rankings),
         "seed": seed,
-        "architecture": [one["architecture"] for one in candidates],
-        "block_scores": [one["score"] for one in candidates],
-        "selection": asdict(chosen),
-        "chain_difference": difference,
-        "epoch_of_best": best.epoch,
+        "student_kind": kind,
+        "architecture": [one["architecture"] for one in parts.candidates],
+        "depths": [one["depth"] for one in parts.candidates],
+        "block_scores": [one["score"] for one in parts.candidates],
+        **parts.facts,
+        **trained,
         **sides,
-        "speedup": latency_ms["teacher"] / latency_ms["student"],
-        "latency_threads": config.latency_threads,
+        "speedup": sides["teacher"]["latency_ms"] / sides["student"]["latency_ms"],
+        "latency_threads": study.supernet.latency_threads,
         "seconds": time.perf_counter() - start,
     }
-    with atomic_folder(run_directory.supernet(seed)) as folder:
-        student.save_pretrained(folder / STUDENT)
+    with atomic_folder(RunDirectory(study).supernet(seed, kind)) as folder:
+        model.save_pretrained(folder / STUDENT)
         tokenizer.save_pretrained(folder / STUDENT)
         write_result(folder, study, result)
     return result
+
+
+def _searched(study: Study, seed: int, teacher: "PreTrainedModel", lengths: list[int]) -> _Parts:
+    """The best combination of the blocks' candidates within the budget."""
+    run_directory, teacher_size = RunDirectory(study), open_features(study, "train").hidden_size
+    rankings = _rankings(study)
+    blocks: list[list[Candidate]] = [ranking["candidates"] for ranking in rankings]
+    cells = [
+        [load_cell(run_directory.block(block), one, teacher_size, study.student.hidden_size) for one in candidates]
+        for block, candidates in enumerate(blocks)
+    ]
+    chosen = choose(study, teacher, blocks, cells, lengths)
+    return _Parts(
+        candidates=[candidates[index] for candidates, index in zip(blocks, chosen.choice, strict=True)],
+        cells=[block_cells[index] for block_cells, index in zip(cells, chosen.choice, strict=True)],
+        facts={"fingerprint": _fingerprint(study, seed, rankings), "selection": asdict(chosen)},
+    )
+
+
+def _baseline(study: Study, seed: int, student: str) -> _Parts:
+    """Random or uniform cells that match those of the searched student, trained as long."""
+    from nni_bertnas.training import pl
+
+    searched = find(study, seed)
+    assert searched is not None
+    choice = searched["selection"]["choice"]
+    picked = [ranking["candidates"][index] for ranking, index in zip(_rankings(study), choice, strict=True)]
+    train, dev = open_features(study, "train"), open_features(study, "dev")
+    baselines = Baselines(study, picked, dev.lengths.tolist())
+    drawn, cells, scores = train_student(baselines, student, train, dev)
+    pl.seed_everything(seed, verbose=False)  # for what comes after, as of the searched student
+    return _Parts(
+        candidates=[
+            {"space": study.cell.space, "depth": one.depth, "architecture": dict(one.architecture), "score": score}
+            for one, score in zip(drawn, scores, strict=True)
+        ],
+        cells=cells,
+        facts={
+            "fingerprint": _baseline_fingerprint(study, student, searched),
+            "searched_fingerprint": searched["fingerprint"],
+            "matched": baselines.facts(student, drawn),
+        },
+    )
+
+
+def _distill(
+    study: Study, seed: int, teacher: "PreTrainedModel", parts: _Parts, tracker: Tracker
+) -> tuple["StudentForSequenceClassification", dict[str, Any]]:
+    """Chain the cells and train the student end to end."""
+    from nni_bertnas.chain import StudentDistillation, check_chain, new_student
+    from nni_bertnas.training import EpochReport, KeepBest, fit
+
+    config, metric = study.supernet, f"dev_{task_spec(study.task).metric}"
+    train = open_features(study, "train")
+    student = new_student(study, teacher, parts.candidates)
+    student.load_cells(parts.cells)
+    dev_loader = _dev_loader(study)
+    difference = check_chain(student, parts.cells, next(iter(dev_loader)))
+    edges = train.edges[1:] if study.distill.hidden_weight else ()
+    sources = [FeatureDataset(train, edges, tokens=True)]
+    if study.augment.copies:
+        store, rows = open_augmented(study)
+        sources.append(FeatureDataset(store, (), tokens=True, rows=rows))
+    loader = make_stream(sources, config.batch_size, seed=seed, epoch_rows=config.epoch_rows)
+    module = StudentDistillation(student, parts.cells, train, study, len(loader) * config.epochs).train()
+    best = KeepBest(metric, student)
+    report = EpochReport(lambda metrics: tracker.epoch(metrics, metric))
+    fit(module, loader, dev_loader, config.epochs, [best, report])
+    return student.eval(), {"chain_difference": difference, "epoch_of_best": best.epoch}
+
+
+def _dev_loader(study: Study) -> Any:
+    return make_loader(FeatureDataset(open_features(study, "dev"), (), tokens=True), 128, shuffle=False)
+
+
+def _compare(study: Study, models: Mapping[str, Any], tokenizer: Any, lengths: list[int]) -> dict[str, dict[str, Any]]:
+    """Scores and costs of models, their latencies measured in turns."""
+    from nni_bertnas.scoring import evaluate_classifier
+
+    data, spec = load_task(study.task), task_spec(study.task)
+    loaders = {"dev": _dev_loader(study)}
+    for split in data.final_splits:
+        tokens = tokenize(tokenizer, data.splits[split], study.task.max_length)
+        loaders[split] = make_loader(tokens, 128, shuffle=False)
+    calls = {name: model_call(model, lengths) for name, model in models.items()}
+    latency_ms = measure_latency_ms(calls, lengths, threads=study.supernet.latency_threads)
+    return {
+        side: {
+            **{
+                f"{split}_{name}": value
+                for split, loader in loaders.items()
+                for name, value in evaluate_classifier(model, loader, spec).items()
+            },
+            "num_params": count_params(model),
+            "num_flops": count_flops(calls[side], sorted(lengths)[len(lengths) // 2]),
+            "latency_ms": latency_ms[side],
+        }
+        for side, model in models.items()
+    }
 
 
 def choose(
@@ -190,17 +273,17 @@ def choose(
     from nni_bertnas.chain import new_student
 
     budget = study.supernet.budget
-    empty = new_student(study, teacher, [[] for _ in blocks])
+    empty = new_student(study, teacher, [{"space": "sequential", "depth": 0, "architecture": {}} for _ in blocks])
     calls: dict[str, Call] = {"teacher": model_call(teacher, lengths), "base": model_call(empty, lengths)}
     for block, block_cells in enumerate(cells):
         for index, cell in enumerate(block_cells):
-            calls[f"{block}.{index}"] = layers_call(cell, study.student.hidden_size, lengths)
+            calls[f"{block}.{index}"] = cell_call(cell.body, study.student.hidden_size, lengths)
     latency_ms = measure_latency_ms(calls, lengths, threads=study.supernet.latency_threads)
     options = [
         [
             Option(
                 score=candidate["score"],
-                num_params=count_params(cells[block][index].layers),
+                num_params=count_params(cells[block][index].body),
                 latency_ms=latency_ms[f"{block}.{index}"],
             )
             for index, candidate in enumerate(candidates)
@@ -216,7 +299,7 @@ def choose(
         if limit_ms is not None and combination.latency_ms * correction > limit_ms:
             continue
         picked = [blocks[block][index] for block, index in enumerate(combination.choice)]
-        student = new_student(study, teacher, [operations_of(one["architecture"]) for one in picked])
+        student = new_student(study, teacher, picked)
         pair = {"teacher": calls["teacher"], "student": model_call(student, lengths)}
         measured = measure_latency_ms(pair, lengths, threads=study.supernet.latency_threads)
         if (budget.max_latency_ms is None or measured["student"] <= budget.max_latency_ms) and (
