@@ -42,6 +42,9 @@ setup(
         "wandb": ["wandb>=0.20"],
         "vectors": ["gensim>=4.4"],
         "onnx": ["onnx", "onnxruntime"],
+        # The last of both that NNI's ENAS works with; later ones of tianshou have another interface.
+        "enas": ["tianshou>=0.5.1,<0.6", "gym>=0.26.2,<0.27"],
+        "plots": ["matplotlib>=3.9"],
         "dev": ["pytest>=8", "pytest-timeout", "hypothesis>=6", "ruff", "mypy", "pre-commit", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["bertnas = nni_bertnas.cli:main"]},

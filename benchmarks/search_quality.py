@@ -20,7 +20,7 @@ import os
 import random
 import time
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -178,39 +178,50 @@ def units(options: argparse.Namespace) -> Any:
 
 
 def summary(data: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """Per task the mean scores, how many of the random cells each search beats, and Kendall's tau."""
+    """Per task the mean scores, how many of the random cells each search beats, and Kendall's tau.
+
+    Tau is between inherited scores and those after training alone, over the random, uniform and searched cells.
+    """
     result: dict[str, Any] = {}
     for task in options.tasks:
-        units = {
-            name.split(" / ", 1)[1]: one for name, one in data.items() if name.startswith(f"{options.prefix}{task} /")
-        }
+        start = f"{options.prefix}{task} / "
+        units = {name.removeprefix(start): one for name, one in data.items() if name.startswith(start)}
         chance, uniform = (
             {name.split(" / ")[1]: one["score"] for name, one in units.items() if name.startswith(f"{kind} / ")}
             for kind in ("random cell", "uniform cell")
         )
-        if not chance:
-            continue
-        row: dict[str, Any] = {
-            "random cells": {"mean": mean(chance.values()), "best": min(chance.values()), "cells": len(chance)},
-            "uniform cells": {"best": min(uniform.values()), "cells": len(uniform)},
+        searches = {
+            strategy: [one for name, one in units.items() if name.startswith(f"{strategy} / seed")]
+            for strategy in options.strategies
         }
-        for strategy in options.strategies:
-            ones = [one for name, one in units.items() if name.startswith(f"{strategy} / seed")]
+        alone = {spell(one["architecture"]): one["score"] for ones in searches.values() for one in ones}
+        alone |= chance | uniform
+        row: dict[str, Any] = {}
+        if chance:
+            row["random cells"] = {
+                "mean": mean(chance.values()),
+                "standard deviation": stdev(chance.values()),
+                "best": min(chance.values()),
+                "cells": len(chance),
+            }
+        if uniform:
+            row["uniform cells"] = {"best": min(uniform.values()), "cells": len(uniform)}
+        for strategy, ones in searches.items():
             if not ones:
                 continue
             scores = [one["score"] for one in ones]
             taus = []
             for one in ones:
-                both = {**chance, **uniform}
-                pairs = [(one["paths"][name], score) for name, score in both.items() if name in one["paths"]]
+                pairs = [(one["paths"][name], score) for name, score in alone.items() if name in one["paths"]]
                 if len(pairs) >= 10:
-                    taus.append((float(kendalltau(*zip(*pairs, strict=True)).statistic), len(pairs)))
+                    taus.append({"tau": float(kendalltau(*zip(*pairs, strict=True)).statistic), "cells": len(pairs)})
             row[strategy] = {
                 "score": mean(scores),
                 "scores": scores,
                 "searched_score": mean(one["searched_score"] for one in ones),
                 "seconds": mean(one["seconds"] for one in ones),
-                "beats": mean(sum(score < other for other in chance.values()) for score in scores) / len(chance),
+                "num_params": mean(one["num_params"] for one in ones),
+                "beats": mean(mean(score < other for other in chance.values()) for score in scores) if chance else None,
                 "kendall_tau": taus,
             }
         result[task] = row
@@ -221,9 +232,10 @@ def plot(result: dict[str, Any], data: dict[str, Any], options: argparse.Namespa
     """Random cells as a cloud, uniform ones and each search's three seeds beside them."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * len(result), 4.8), layout="constrained")
-    for number, (task, row) in enumerate(result.items()):
-        axes = figure.add_subplot(1, len(result), number + 1)
+    tasks = {task: row for task, row in result.items() if "random cells" in row}
+    figure = Figure(figsize=(4.2 * max(1, len(tasks)), 4.8), layout="constrained")
+    for number, (task, row) in enumerate(tasks.items()):
+        axes = figure.add_subplot(1, len(tasks), number + 1)
         start = f"{options.prefix}{task} / "
         columns = {
             f"{kind}s": [one["score"] for name, one in data.items() if name.startswith(f"{start}{kind} / ")]
@@ -232,11 +244,12 @@ def plot(result: dict[str, Any], data: dict[str, Any], options: argparse.Namespa
         columns |= {name: one["scores"] for name, one in row.items() if "scores" in one}
         for place, scores in enumerate(columns.values()):
             axes.plot(place + np.linspace(-0.15, 0.15, len(scores)), scores, "o", alpha=0.7, markersize=5)
-        axes.axhline(mean(columns["random cells"]), color="grey", linewidth=0.8)
+        axes.axhline(row["random cells"]["mean"], color="grey", linewidth=0.8)
         axes.set_xticks(range(len(columns)), columns, rotation=70)
         axes.set_title(task)
         axes.set_ylabel("block score (lower is better)")
-        axes.set_ylim(top=max(columns["random cells"]) * 1.06)
+        # Cells of pools alone lie far above all others.
+        axes.set_ylim(top=max(columns["random cells"]) + 2 * row["random cells"]["standard deviation"])
     figure.savefig(path, dpi=110)
 
 

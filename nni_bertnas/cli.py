@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str]] = {
     "data": (commands.data, "rows, labels, lengths and examples of a study's data"),
     "teacher": (commands.teacher, "make the teacher, fine-tuned where it needs it"),
     "features": (commands.features, "run the teacher once over the data and store what it gives"),
+    "space": (commands.space, "the search space of a study: a table, NNI's search space, a picture"),
     "augment": (commands.augment, "new training rows, after TinyBERT, for the student (study section augment)"),
     "cell": (commands.phase, "the cell phase through NNI"),
     "block": (commands.phase, "the block phase through NNI"),
@@ -42,6 +43,10 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("study", type=Path, metavar="STUDY", help="the study's YAML file")
         if name == "validate":
             sub.add_argument("nni_yaml", type=Path, nargs="*", metavar="NNI_YAML", help="NNI experiment files")
+        if name == "space":
+            sub.add_argument("--depth", type=int, help="of the cells (default: the study's largest)")
+            sub.add_argument("--nni", type=Path, metavar="FILE", help="write NNI's search space, .json or .yml")
+            sub.add_argument("--draw", type=Path, metavar="FILE", help="draw the space, .png or .svg (extra plots)")
         if name == "augment":
             sub.add_argument("--fit-mlm", action="store_true", help="first fit a masked language model to the text")
         if name == "run":

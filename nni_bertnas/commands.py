@@ -103,6 +103,27 @@ def predict(arguments: Namespace) -> None:
     print(f"{target}: {', '.join(f'{name} {count:,}' for name, count in counts.items())}{wanting}")
 
 
+def space(arguments: Namespace) -> None:
+    """What a study searches."""
+    from nni_bertnas.architectures import show_space, write_search_space
+    from nni_bertnas.drawing import draw_space
+    from nni_bertnas.strategies import check_search
+    from search_space.cells import space_operations
+
+    study = load_study(arguments.study)
+    check_search(study)
+    depth = max(study.cell.depths) if arguments.depth is None else arguments.depth
+    if depth < 1:
+        raise ConfigError(f"--depth must be at least 1, got {depth}")
+    show_space(study, depth, _console())
+    width = study.student.hidden_size
+    if arguments.nni is not None:
+        write_search_space(study, depth, arguments.nni)
+    if arguments.draw is not None:
+        operations = space_operations(study.cell.space, width, study.cell.operations)
+        draw_space(study.cell.space, depth, operations, width, arguments.draw)
+
+
 def augment(arguments: Namespace) -> None:
     """Make the augmented rows; with --fit-mlm the masked language model too."""
     study = load_study(arguments.study)

@@ -149,17 +149,43 @@ def check_nni_yaml(path: Path) -> list[str]:
         return [f"{path}: NNI refuses it: {error}"]
     words = shlex.split(config.trial_command)
     phase = next((word.removeprefix("trials.") for word in words if word.startswith("trials.")), "")
-    if phase not in PHASES or "--study" not in words[:-1]:
+    if phase not in (*PHASES, "architecture") or "--study" not in words[:-1]:
         return [f"{path}: trialCommand must be python -m trials.PHASE --study FILE, got {config.trial_command!r}"]
-    problems = []
     study_path = path.parent / config.trial_code_directory / words[words.index("--study") + 1]
     try:
-        load_study(study_path)
+        study = load_study(study_path)
     except ConfigError as error:
-        problems.append(f"{path}: trialCommand: {error}")
+        return [f"{path}: trialCommand: {error}"]
+    if phase == "architecture":
+        return _check_architectures(path, words, study, config.search_space or {})
+    problems = []
     wanted = PHASES[phase].NAMES
     if set(config.search_space or {}) != set(wanted):
         problems.append(
             f"{path}: searchSpace must have {', '.join(wanted)}, got {', '.join(config.search_space or {}) or 'none'}"
         )
     return problems
+
+
+def _check_architectures(path: Path, words: list[str], study: Study, search_space: dict[str, Any]) -> list[str]:
+    from nni_bertnas.architectures import nni_search_space
+
+    numbers = {name: words[words.index(name) + 1] for name in ("--block", "--depth") if name in words[:-1]}
+    if len(numbers) < 2 or not all(number.isdigit() for number in numbers.values()):
+        return [f"{path}: trialCommand must end in --block NUMBER --depth NUMBER"]
+    depth = int(numbers["--depth"])
+    if depth not in study.cell.depths:
+        return [
+            f"{path}: trialCommand: --depth must be one of the study's cell.depths, {study.cell.depths}, got {depth}"
+        ]
+    try:
+        wanted = nni_search_space(study, depth)
+    except ConfigError as error:
+        return [f"{path}: trialCommand: {error}"]
+    given = {label: set(choice.get("_value", ())) for label, choice in search_space.items()}
+    if given != {label: set(choice["_value"]) for label, choice in wanted.items()}:
+        return [
+            f"{path}: searchSpace is not the study's space {study.cell.space} at depth {depth}; write it anew with: "
+            f"bertnas space {words[words.index('--study') + 1]} --depth {depth} --nni FILE"
+        ]
+    return []

@@ -230,39 +230,16 @@ def search_random_one_shot(search: Search) -> list[Found]:
 
 def search_enas(search: Search) -> list[Found]:
     """ENAS (Pham et al., arXiv 1802.03268): a controller, trained with PPO, samples the paths; then their ranking."""
-    from nni.nas.oneshot.pytorch.sampling import EnasLightningModule
-    from nni.nas.strategy import ENAS
+    from nni_bertnas.enas import MendedENAS
 
     config = search.config
-
-    class Module(EnasLightningModule):
-        """NNI's, which expects batches as Lightning 2.0 gave them, clips no gradients, and moves the learning rate in
-        the controller's steps, too."""
-
-        def training_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
-            self.of_weights = batch["part"] == "train"
-            return super().training_step((batch, "train" if self.of_weights else "val"), batch_idx)
-
-        def advance_optimization(self, loss: Any, batch_idx: int, *options: Any) -> None:
-            super().advance_optimization(loss, batch_idx, config.gradient_clip)
-
-        def advance_lr_schedulers(self, batch_idx: int) -> None:
-            if self.of_weights:
-                super().advance_lr_schedulers(batch_idx)
-
-    class Strategy(ENAS):
-        def configure_oneshot_module(self, training_module: Any) -> Module:
-            return Module(
-                training_module,
-                **{name: getattr(self, name) for name in ("batches_per_update", "reward_metric_name", "policy_fn")},
-                **{name: getattr(self, name) for name in ("update_kwargs", "warmup_epochs")},
-            )
-
     evaluator = search.make_evaluator(architecture_share=config.architecture_share)
     evaluator.start_maps(search.space.cells)
-    strategy = Strategy(
-        batches_per_update=20,
+    strategy = MendedENAS(
+        # At least one update of the controller an epoch; a few samples each, as their advantages are normalised.
+        batches_per_update=max(5, min(20, len(evaluator.val_dataloaders))),
         reward_metric_name="reward",
+        gradient_clip=config.gradient_clip,
         warmup_epochs=config.warmup_epochs,
     )
     search.run(search.space, evaluator, strategy, "raw")
@@ -375,6 +352,7 @@ def search_tpe(search: Search) -> list[Found]:
 
     NNI's own TPE strategy cannot describe an `InputChoice` to its tuner; ours spells it as a choice of texts.
     """
+    from nni import NoMoreTrialError
     from nni.algorithms.hpo.tpe_tuner import TpeTuner
 
     from nni_bertnas.evaluator import Proposals
@@ -386,7 +364,10 @@ def search_tpe(search: Search) -> list[Found]:
     def propose() -> Iterator[tuple[Mapping[str, Choice], Callable[[float], None]]]:
         number = 0
         while True:
-            texts = tuner.generate_parameters(number)
+            try:
+                texts = tuner.generate_parameters(number)
+            except NoMoreTrialError:  # a space smaller than the samples asked for
+                return
             sample = {label: options[label][text] for label, text in texts.items()}
             if search.affordable(sample):
                 yield sample, partial(tuner.receive_trial_result, number, texts)
@@ -492,10 +473,10 @@ def check_search(study: Study) -> None:
                 f"cell.strategy: enas cannot search {config.space}, as NNI's controller chooses one input at a "
                 f"time and a node of it keeps {AdaBERT.EDGES}; choose random_one_shot"
             )
-        if importlib.util.find_spec("tianshou") is None:
+        if missing := [name for name in ("tianshou", "gym") if importlib.util.find_spec(name) is None]:
             raise ConfigError(
-                "cell.strategy: enas needs tianshou, which is not installed: pip install 'nni-bertnas[enas]', or "
-                "choose random_one_shot"
+                f"cell.strategy: enas needs {' and '.join(missing)}, not installed: pip install 'nni-bertnas[enas]', "
+                "or choose random_one_shot"
             )
     if config.strategy == "grid" and (large := {d: n for d, n in counts.items() if n > _GRID_LIMIT}):
         sizes = ", ".join(f"{count:,} at depth {depth}" for depth, count in large.items())

@@ -64,7 +64,21 @@ def test_every_problem_is_reported_at_once_with_its_path() -> None:
         ({"task": {"name": "stsb", "source": "hub"}, "distill": {"logit_loss": "soft_cross_entropy"}}, "must be mse"),
         ({"cell": {"depths": [1, 1]}}, "depths must differ"),
         ({"cell": {"epochs": 2, "warmup_epochs": 2}}, "warmup_epochs"),
+        ({"cell": {"epochs": 2, "warmup_epochs": 2, "strategy": "enas"}}, "warmup_epochs"),
         ({"cell": {"max_cost": 3.0}}, "cost must say"),
+        ({"cell": {"cost_weight": 0.1}}, "cost must say"),
+        ({"cell": {"cost": "num_params", "cost_weight": 0.1, "strategy": "enas"}}, "for enas set max_cost"),
+        ({"cell": {"cost": "num_params", "max_cost": 0}}, r"cell\.max_cost"),
+        ({"cell": {"cost": "watts"}}, r"cell\.cost"),
+        ({"cell": {"temperature": [1.0]}}, r"cell\.temperature"),
+        ({"cell": {"temperature": [1.0, 0]}}, r"cell\.temperature\.1"),
+        ({"cell": {"ranking": "loss"}}, r"cell\.ranking"),
+        ({"cell": {"operation_dropout": 1.0}}, r"cell\.operation_dropout"),
+        ({"cell": {"rank_rows": 3}}, r"cell\.rank_rows"),
+        ({"cell": {"population": 1}}, r"cell\.population"),
+        ({"cell": {"stable_epochs": 0}}, r"cell\.stable_epochs"),
+        ({"cell": {"shared": "yes"}}, r"cell\.shared"),
+        ({"cell": {"operations": "zero"}}, r"cell\.operations"),
         ({"cell": {"cost": "num_params", "cost_weight": 0.1, "strategy": "random"}}, "for random set max_cost"),
         ({"cell": {"temperature": [0.1, 1.0]}}, "temperature must fall"),
         ({"distill": {"logit_weight": 0, "hidden_weight": 0, "label_weight": 0}}, "nothing would be learnt"),
@@ -74,6 +88,12 @@ def test_every_problem_is_reported_at_once_with_its_path() -> None:
 def test_impossible_combinations(fields: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_study({"name": "x", **fields})
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_max_cost_and_long_warmup_are_possible_everywhere(strategy: str) -> None:
+    cell = {"strategy": strategy, "cost": "num_flops", "max_cost": 1e6, "epochs": 3, "warmup_epochs": 2}
+    assert parse_study({"name": "x", "cell": cell}).cell.max_cost == 1e6
 
 
 def test_yaml_round_trip(tmp_path: Path) -> None:
@@ -120,7 +140,7 @@ def test_boundaries() -> None:
 def test_every_shipped_file_validates() -> None:
     studies = sorted(CONFIGS.glob("studies/**/*.yml"))
     experiments = sorted(CONFIGS.glob("*.yml"))
-    assert len(studies) == 10 and len(experiments) == 3
+    assert len(studies) == 10 and len(experiments) == 6
     for path in studies:
         load_study(path)
     for path in experiments:

@@ -3,16 +3,24 @@
 import itertools
 import math
 import random
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import tiny_study
 from nni.nas.nn.pytorch import InputChoice, LayerChoice
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from nni.nas.strategy import DARTS, RandomOneShot
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from nni_bertnas.artifacts import RunDirectory, read_result
+from nni_bertnas.candidates import load_cell
+from nni_bertnas.chain import check_chain, new_student
+from nni_bertnas.phases import cell
+from nni_bertnas.strategies import _sum_all_edges
+from nni_bertnas.teacher import load_teacher
 from search_space.cells import (
     SPACES,
     AdaBERT,
@@ -29,6 +37,7 @@ from search_space.cells import (
     views,
 )
 from search_space.spaces import CellSpace, EveryInput, extract_cells
+from search_space.student import StudentForSequenceClassification
 
 WIDTH = 48
 MASK = torch.tensor([[1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1], [0, 1, 1, 0, 1, 1, 0]]).bool()
@@ -243,16 +252,14 @@ def test_an_extracted_cell_is_its_sampled_path(space: str) -> None:
             if isinstance(module, BaseSuperNetModule):
                 module.resample(memo=dict(sample))
         cells = extract_cells(supernet, own.canonical(sample))
-        for cell, one, expected in zip(cells, x, supernet(x, MASK, SECOND), strict=True):
-            torch.testing.assert_close(cell(one, MASK, SECOND), expected)
+        for path, one, expected in zip(cells, x, supernet(x, MASK, SECOND), strict=True):
+            torch.testing.assert_close(path(one, MASK, SECOND), expected)
     difference = (cells[0](x[0], MASK, SECOND) - cells[1](x[0], MASK, SECOND)).abs().max()
     assert difference > 0.1  # one architecture, weights of their own
 
 
 @pytest.mark.parametrize("space", SPACES)
 def test_an_extracted_cell_is_its_path_where_the_architecture_is_sure(space: str) -> None:
-    from nni_bertnas.strategies import _sum_all_edges
-
     own, sample = path_of(space)
     if space == "adabert":  # nodes sum all edges: those that are not kept must be zero
         own = CellSpace(space=space, depth=2, teacher_size=12, hidden_size=8, operations=(*FEW, "zero"), blocks=2)
@@ -270,8 +277,8 @@ def test_an_extracted_cell_is_its_path_where_the_architecture_is_sure(space: str
             module._arch_alpha.data = torch.tensor([100.0 if one in wanted else -100.0 for one in options])
     x = [torch.randn(*MASK.shape, 12) for _ in range(2)]
     cells = extract_cells(supernet, own.canonical(sample))
-    for cell, one, expected in zip(cells, x, supernet(x, MASK, SECOND), strict=True):
-        torch.testing.assert_close(cell(one, MASK, SECOND), expected)
+    for path, one, expected in zip(cells, x, supernet(x, MASK, SECOND), strict=True):
+        torch.testing.assert_close(path(one, MASK, SECOND), expected)
 
 
 @pytest.mark.parametrize("space", SPACES)
@@ -280,7 +287,9 @@ def test_a_frozen_sample_is_the_architectures_cell(space: str) -> None:
     own, sample = path_of(space, blocks=1)
     frozen = own.freeze(sample)
     ours = own.build(own.canonical(sample))
-    ours.load_state_dict(frozen.cells[0].state_dict())
+    missing, more = ours.load_state_dict(frozen.cells[0].state_dict(), strict=False)
+    # NNI also keeps edges that are not picked.
+    assert not missing and (space == "adabert" or not more)
     x = torch.randn(*MASK.shape, 12)
     torch.testing.assert_close(frozen([x], MASK, SECOND)[0], ours(x, MASK, SECOND))
 
@@ -331,7 +340,7 @@ class Twice(Body):
 
 
 @pytest.fixture
-def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The name of a user's module with an operation and a space."""
     (tmp_path / "bertnas_own.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
@@ -352,21 +361,11 @@ def test_own_operations_and_spaces_go_by_their_dotted_names(own_module: str) -> 
 def test_own_operations_and_spaces_through_the_cell_phase_and_a_saved_student(
     own_module: str, built_copy: Path, tmp_path: Path
 ) -> None:
-    from conftest import tiny_study
-
-    from nni_bertnas.artifacts import RunDirectory, read_result
-    from nni_bertnas.candidates import load_cell
-    from nni_bertnas.chain import check_chain, new_student
-    from nni_bertnas.phases import cell
-    from nni_bertnas.teacher import load_teacher
-    from search_space.student import StudentForSequenceClassification
-
     choice = [f"{own_module}.Scale", "convolution_3", "zero"]
-    for strategy in ("darts", "grid"):
+    for block, strategy in enumerate(("darts", "grid")):
         settings = {"space": f"{own_module}.Twice", "operations": choice, "strategy": strategy, "epochs": 1}
         study = tiny_study(built_copy, cell={**settings, "candidates": 3})
-        candidates = [cell.run(study, block, 1)["candidates"] for block in (0, 1)]
-        names = sorted(one["architecture"]["layer_0"] for one in candidates[0])
+        names = sorted(one["architecture"]["layer_0"] for one in cell.run(study, block, 1)["candidates"])
         assert names == [f"{own_module}:Scale", "convolution_3", "zero"]
     folders = [RunDirectory(study).cell(block, 1) for block in (0, 1)]
     picked = [
@@ -382,15 +381,7 @@ def test_own_operations_and_spaces_through_the_cell_phase_and_a_saved_student(
     student.save_pretrained(tmp_path / "student")
     loaded = StudentForSequenceClassification.from_pretrained(tmp_path / "student").eval()
     assert torch.equal(loaded(ids, ones).logits, student(ids, ones).logits)
-    torch.save((ids, student(ids, ones).logits), tmp_path / "expected.pt")
-    script = f"""
-import sys, torch
-sys.path.insert(0, {str(tmp_path)!r})
-from transformers import AutoModelForSequenceClassification
-model = AutoModelForSequenceClassification.from_pretrained({str(tmp_path / "student")!r}, trust_remote_code=True)
-ids, expected = torch.load({str(tmp_path / "expected.pt")!r})
-assert torch.equal(model(ids, torch.ones_like(ids)).logits, expected)
-"""
-    root = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    # As with trust_remote_code, where the copy of cells.py beside the weights has another class Body.
+    copied = get_class_from_dynamic_module("student.StudentForSequenceClassification", str(tmp_path / "student"))
+    assert copied is not StudentForSequenceClassification
+    assert torch.equal(copied.from_pretrained(tmp_path / "student").eval()(ids, ones).logits, student(ids, ones).logits)

@@ -15,6 +15,7 @@ from transformers import (
 
 from nni_bertnas.chain import check_chain, new_student
 from nni_bertnas.errors import PhaseError
+from search_space.cells import build_cell
 from search_space.student import StudentConfig, StudentForSequenceClassification
 
 NAMES = [["convolution_3", "attention_4"], ["bidirectional_gru"], ["max_pool_3"]]
@@ -47,6 +48,35 @@ def test_chained_student_is_its_blocks_one_after_another(hidden_size: int) -> No
     student.cells[1].layers[0].operation.ahead.weight_ih_l0.data *= 2
     with pytest.raises(PhaseError, match="differs from its blocks"):
         check_chain(student, cells, batch())
+
+
+@pytest.mark.parametrize("hidden_size", [16, 32])
+def test_a_chained_student_of_wired_cells_reads_pairs(hidden_size: int) -> None:
+    textnas = {
+        "layer_0": "bidirectional_gru", "layer_1_input": [0], "layer_1": "convolution_3", "layer_1_skip_0": "identity",
+    }  # fmt: skip
+    adabert = {
+        "graph_0_node_0_edge_0": "convolution_3", "graph_0_node_0_edge_1": "max_pool_3",
+        "graph_0_node_1_inputs": [1, 2], "graph_0_node_1_edge_1": "convolution_5", "graph_0_node_1_edge_2": "identity",
+        "graph_0_node_2_inputs": [0, 3], "graph_0_node_2_edge_0": "zero", "graph_0_node_2_edge_3": "average_pool_3",
+    }  # fmt: skip
+    chosen = [
+        {"space": "textnas", "depth": 2, "architecture": textnas},
+        {"space": "adabert", "depth": 1, "architecture": adabert},
+    ]
+    torch.manual_seed(0)
+    cells = [build_cell(**one, teacher_size=32, hidden_size=hidden_size).eval() for one in chosen]
+    student = StudentForSequenceClassification(
+        StudentConfig(cells=chosen, teacher_hidden_size=32, hidden_size=hidden_size, embedding_size=8, vocab_size=100)
+    ).eval()
+    student.load_cells(cells)
+    one = batch()
+    assert check_chain(student, cells, one) < 1e-4
+    student.embeddings.token_type.weight.data.zero_()  # so that types are read by AdaBERT's views alone
+    typed = student(one["input_ids"], one["mask"], one["token_type_ids"]).logits
+    assert (typed - student(one["input_ids"], one["mask"]).logits).abs().max() > 1e-3
+    alone = student(one["input_ids"][1:, :4], one["mask"][1:, :4], one["token_type_ids"][1:, :4]).logits
+    torch.testing.assert_close(typed[1:], alone)
 
 
 def test_padding_never_changes_the_logits() -> None:

@@ -1,10 +1,10 @@
-"""The part that the three trial scripts share."""
+"""The part that the trial scripts share."""
 
 import argparse
 import logging
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from nni_bertnas import quiet_libraries
@@ -13,18 +13,24 @@ from nni_bertnas.errors import BertnasError, ConfigError
 from nni_bertnas.tracking import NniChannel, open_tracker
 
 
-def run_trial(phase: str, names: Mapping[str, type], run: Callable[..., dict[str, Any]]) -> None:
+def run_trial(
+    phase: str, names: Mapping[str, type] | None, run: Callable[..., dict[str, Any]], options: Sequence[str] = ()
+) -> None:
     """Run one NNI trial and exit: parameters in, one phase call, metrics out.
 
     Args:
         phase: Name of the phase.
-        names: The parameters that the trial takes from NNI with their types, whole numbers or texts.
+        names: The parameters that the trial takes from NNI with their types, whole numbers or texts; None
+            leaves the check to `run`.
         run: The phase's `run`.
+        options: Whole numbers that the trial takes from its command line.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m trials.{phase}", description=f"One NNI trial of the {phase} phase."
     )
     parser.add_argument("--study", required=True, help="the study's YAML file")
+    for name in options:
+        parser.add_argument(f"--{name}", type=int, required=True)
     arguments = parser.parse_args()
     quiet_libraries()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -33,7 +39,8 @@ def run_trial(phase: str, names: Mapping[str, type], run: Callable[..., dict[str
     try:
         study = load_study(arguments.study)
         channel = NniChannel()
-        parameters = _check(phase, names, channel.parameters)
+        parameters = channel.parameters if names is None else _check(phase, names, channel.parameters)
+        parameters |= {name: getattr(arguments, name) for name in options}
         from nni_bertnas.training import set_threads
 
         if phase != "supernet":  # which runs alone

@@ -1,0 +1,120 @@
+import builtins
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from nni_bertnas.drawing import draw_architecture, draw_space
+from nni_bertnas.errors import ConfigError
+from search_space.cells import SPACES, Body, Sequential, list_choices, space_operations
+
+pytest.importorskip("matplotlib", reason="the extra plots is not installed")
+OPERATIONS = ("convolution_3", "average_pool_3")
+
+
+class Forked(Body):
+    """Two operations side by side, of which one input is chosen."""
+
+    OPERATIONS = ("convolution_3", "identity")
+
+    def __init__(self, choose, depth, operations, hidden_size):
+        super().__init__(choose, depth, operations, hidden_size)
+        self.left = choose.operation("left", operations, lambda name: None)
+        self.pick = choose.inputs("pick", 3, 2)
+
+
+class Rewired(Sequential):
+    """Connects otherwise than its base."""
+
+    def forward(self, x, mask, second=None):
+        return x
+
+
+def dashed(path: Path) -> int:
+    """How many arrows of an SVG are dashed."""
+    return path.read_text().count("stroke-dasharray") // 2  # line and head
+
+
+def texts(path: Path) -> Counter:
+    """Every text of an SVG with its number."""
+    return Counter(re.findall(r"<!-- (.*?) -->", path.read_text()))
+
+
+@pytest.mark.parametrize("space", ["layers", "sequential", "nasbert"])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_every_option_stands_once_per_decision(space: str, depth: int, tmp_path: Path) -> None:
+    operations = space_operations(space, 48)
+    draw_space(space, depth, operations, 48, tmp_path / "space.svg")
+    found = texts(tmp_path / "space.svg")
+    assert {found[name] for name in operations} == {depth}
+    assert [found[f"layer_{number}"] for number in range(depth + 1)] == [1] * depth + [0]
+    assert dashed(tmp_path / "space.svg") == 0
+
+
+def test_a_textnas_space_and_one_of_its_architectures(tmp_path: Path) -> None:
+    draw_space("textnas", 3, OPERATIONS, 16, tmp_path / "space.svg")
+    found = texts(tmp_path / "space.svg")
+    assert [found[name] for name in OPERATIONS] == [3, 3]
+    assert found["zero"] == found["identity"] == 2  # one list for both skips of layer_2
+    assert (found["0: cell input"], found["1: layer_0"], found["2: layer_1"]) == (2, 2, 1)
+    # Five inputs, three skips, and their two kinds in the legend.
+    assert dashed(tmp_path / "space.svg") == 2 + 3 + 3 + 2
+    architecture = {
+        "layer_0": "convolution_3", "layer_1_input": [0], "layer_1": "average_pool_3", "layer_1_skip_0": "zero",
+        "layer_2_input": [2], "layer_2": "convolution_3", "layer_2_skip_0": "identity", "layer_2_skip_1": "zero",
+    }  # fmt: skip
+    draw_architecture("textnas", 3, architecture, tmp_path / "one.svg")
+    found = texts(tmp_path / "one.svg")
+    assert (found["convolution_3"], found["average_pool_3"], found["zero"], found["added"]) == (2, 1, 0, 1)
+    assert dashed(tmp_path / "one.svg") == 0
+
+
+def test_an_adabert_space_and_one_of_its_architectures(tmp_path: Path) -> None:
+    draw_space("adabert", 2, OPERATIONS, 16, tmp_path / "space.svg")
+    found = texts(tmp_path / "space.svg")
+    assert [found[name] for name in OPERATIONS] == [6, 6]  # once per node
+    assert found["edge_0, edge_1, edge_2, edge_3, each one of"] == found["2+3"] == 2
+    assert dashed(tmp_path / "space.svg") == 2 * (3 + 4) + 1
+    choices = list_choices("adabert", 2, OPERATIONS, 16)
+    architecture = {label: options[0] for label, options in choices.items()}
+    draw_architecture("adabert", 2, architecture, tmp_path / "one.svg")
+    found = texts(tmp_path / "one.svg")
+    assert found["edge_0: convolution_3"] == found["edge_1: convolution_3"] == 6
+    assert "edge_2: convolution_3" not in found
+
+
+@pytest.mark.parametrize("kind", [Forked, Rewired])
+def test_other_spaces_have_one_box_per_decision_in_order(kind: type[Body], tmp_path: Path) -> None:
+    name = f"{__name__}:{kind.__name__}"
+    draw_space(name, 1, ("convolution_3", "identity"), 16, tmp_path / "own.svg")
+    expected = {
+        Forked: ["left", "convolution_3", "identity", "pick", "0+1", "0+2", "1+2"],
+        Rewired: ["layer_0", "convolution_3", "identity"],
+    }
+    assert list(texts(tmp_path / "own.svg"))[1:] == ["cell input", *expected[kind], "cell output"]
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_a_png_can_be_opened(space: str, tmp_path: Path) -> None:
+    from PIL import Image
+
+    draw_space(space, 2, OPERATIONS, 16, tmp_path / "deep" / "space.PNG")
+    with Image.open(tmp_path / "deep" / "space.PNG") as image:
+        assert image.width > image.height / 3 > 50
+
+
+def test_what_cannot_be_drawn_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"space\.pdf: a picture's name must end in \.png or \.svg"):
+        draw_space("layers", 1, OPERATIONS, 16, tmp_path / "space.pdf")
+    real = builtins.__import__
+
+    def without(name, *rest):
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ConfigError, match=r"pip install 'nni-bertnas\[plots\]'"):
+        draw_space("layers", 1, OPERATIONS, 16, tmp_path / "space.png")
+    assert not list(tmp_path.iterdir())
