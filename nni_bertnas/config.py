@@ -146,13 +146,13 @@ class StudentConfig:
 class CellConfig:
     """The search of one cell per (block, depth)."""
 
-    space: str = "sequential"  # a key of cells.SPACES, or the dotted name of a class of your own
+    space: str = "layers"  # a key of cells.SPACES, or the dotted name of a class of your own
     operations: list[str] | None = None  # null: the space's; keys of operations.OPERATIONS, or dotted names of classes
     depths: Annotated[list[Positive], Field(min_length=1)] = dataclasses.field(default_factory=lambda: [1, 2])
     shared: bool = False  # one architecture for all blocks, weights per block
     strategy: Literal[
         "darts", "gumbel_darts", "proxyless", "random_one_shot", "enas", "random", "evolution", "tpe", "grid"
-    ] = "darts"  # a key of strategies.STRATEGIES
+    ] = "evolution"  # a key of strategies.STRATEGIES; README, "How good the searches are"
     max_rows: Annotated[int, Field(ge=16)] | None = None  # of train used by the search; null takes all
     epochs: Positive = 2  # of a one-shot search, or of each sampled architecture (multi-trial)
     batch_size: Positive = 16  # rows
@@ -175,7 +175,7 @@ class CellConfig:
     rank_limit: Positive = 300  # paths scored: all of a smaller space, otherwise by evolution
     rank_rows: Annotated[int, Field(ge=16)] | None = 200  # of dev, for a path's score; null takes all
     # multi-trial strategies
-    samples: Positive = 8  # architectures tried per (block, depth)
+    samples: Positive = 12  # architectures tried per (block, depth)
     population: Annotated[int, Field(ge=2)] = 20  # evolution
     # cost inside the search, of a cell's operations together
     cost: Literal["num_params", "num_flops", "latency_ms"] | None = None

@@ -63,7 +63,7 @@ def test_every_problem_is_reported_at_once_with_its_path() -> None:
         ({"task": {"name": "sst2", "source": "files"}}, "source files is for name: custom"),
         ({"task": {"name": "stsb", "source": "hub"}, "distill": {"logit_loss": "soft_cross_entropy"}}, "must be mse"),
         ({"cell": {"depths": [1, 1]}}, "depths must differ"),
-        ({"cell": {"epochs": 2, "warmup_epochs": 2}}, "warmup_epochs"),
+        ({"cell": {"epochs": 2, "warmup_epochs": 2, "strategy": "darts"}}, "warmup_epochs"),
         ({"cell": {"epochs": 2, "warmup_epochs": 2, "strategy": "enas"}}, "warmup_epochs"),
         ({"cell": {"max_cost": 3.0}}, "cost must say"),
         ({"cell": {"cost_weight": 0.1}}, "cost must say"),

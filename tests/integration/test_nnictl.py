@@ -17,6 +17,7 @@ import yaml
 from nni_bertnas.artifacts import RunDirectory
 from nni_bertnas.config import load_study
 from nni_bertnas.experiments import free_port
+from search_space.operations import OPERATIONS
 from search_space.student import StudentForSequenceClassification
 
 pytestmark = pytest.mark.integration
@@ -27,15 +28,15 @@ DEADLINE_SECONDS = 420
 class Project:
     """A folder with the experiment files untouched and a small study in the demo's place."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, rows: int = 384) -> None:
         self.root = root
         configs = root / "experiment_configs"
         shutil.copytree(REPOSITORY / "experiment_configs", configs)
         self.study_path = configs / "studies" / "demo.yml"
         fields = yaml.safe_load(self.study_path.read_text())
-        fields["task"] |= {"max_train_rows": 384, "transfer_rows": 64}
+        fields["task"] |= {"max_train_rows": rows, "transfer_rows": 64}
         fields["teacher"] |= {"epochs": 1}
-        fields["cell"] |= {"epochs": 2, "candidates": 2}
+        fields["cell"] |= {"strategy": "darts", "epochs": 2, "candidates": 2}
         fields["block"] = {"epochs": 1, "candidates": 2}
         fields["supernet"] = {"epochs": 2, "budget": {"max_params": 6_000_000}}
         self.study_path.write_text(yaml.safe_dump(fields))
@@ -113,3 +114,21 @@ def test_the_three_experiments_end_in_a_student_that_loads(tmp_path: Path) -> No
     student = StudentForSequenceClassification.from_pretrained(folder).eval()
     assert student(torch.tensor([[101, 2307, 3185, 102]])).logits.isfinite().all()
     assert sum(parameter.numel() for parameter in student.parameters()) == final["num_params"]
+
+
+def test_every_trial_is_one_architecture_and_the_best_are_ranked(tmp_path: Path) -> None:
+    project = Project(tmp_path, rows=96)
+    path = tmp_path / "experiment_configs" / "cell_random.yml"
+    path.write_text(path.read_text().replace("maxTrialNumber: 20", "maxTrialNumber: 3"))
+    jobs, metrics = project.run("cell_random")
+    finals = check(jobs, metrics, 3)
+    tried = {}
+    for job, final in zip(jobs, finals, strict=True):
+        (parameters,) = job["hyperParameters"]
+        tried[tuple(json.loads(parameters)["parameters"].values())] = final["default"]
+    assert len(tried) == 3 and all(set(names) <= set(OPERATIONS) and len(names) == 2 for names in tried)
+    run = RunDirectory(load_study(project.study_path))
+    ranking = json.loads((project.root / run.cell(0, 2) / "result.json").read_text())["candidates"]
+    ranked = {tuple(one["architecture"].values()): one["score"] for one in ranking}
+    assert list(ranked.values()) == sorted(tried.values())[:2]
+    assert all(tried[names] == score for names, score in ranked.items())
