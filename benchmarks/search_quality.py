@@ -49,14 +49,18 @@ BLOCK = 1
 RANDOM_CELLS = 20
 STRATEGIES: dict[str, dict[str, Any]] = {
     "darts": {"strategy": "darts", "epochs": 2},
+    "darts, 6 epochs": {"strategy": "darts", "epochs": 6},
     "darts, paths ranked": {"strategy": "darts", "epochs": 2, "ranking": "weights"},
     "gumbel_darts": {"strategy": "gumbel_darts", "epochs": 2},
     "proxyless": {"strategy": "proxyless", "epochs": 4},
     "random_one_shot": {"strategy": "random_one_shot", "epochs": 12},
+    "random_one_shot, 36 epochs": {"strategy": "random_one_shot", "epochs": 36},
     "random": {"strategy": "random", "epochs": 1, "samples": 20},
     "evolution": {"strategy": "evolution", "epochs": 1, "samples": 20, "population": 8},
     "tpe": {"strategy": "tpe", "epochs": 1, "samples": 20},
 }
+
+DEFAULT = ["darts", "gumbel_darts", "random_one_shot", "random", "evolution"]
 
 
 def make_study(name: str, options: argparse.Namespace, seed: int = 0, **cell: Any) -> Study:
@@ -259,7 +263,7 @@ def main() -> None:
     parser.add_argument("--glue", required=True, help="folder that holds MRPC/, STS-B/ and SST-2/")
     parser.add_argument("--tasks", nargs="+", default=["mrpc", "stsb", "sst2"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
+    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=DEFAULT)
     parser.add_argument("--space", default="layers")
     parser.add_argument("--depth", type=int, default=3)
     parser.add_argument("--max-params", type=int, default=230_000, help="in a cell's operations")
