@@ -9,8 +9,9 @@ operations. Every strategy runs through NNI with the settings in STRATEGIES, of 
 architecture is then trained from fresh weights for --final-epochs epochs, just as 20 random cells of three quarters of
 the allowed size or more, and every uniform cell within it. Block scores are on rows held out of train.
 
-What is finished is not done again, so it can be run in pieces; --minutes stops it after the work in hand. Raw results
-go to benchmarks/results/search_quality.json, a plot to search_quality.png; the last line is one JSON object.
+What is finished is not done again, so it can be run in pieces; --minutes stops it after the work in hand. Everything
+goes to runs/search_quality.json; benchmarks/results/search_quality.json has it without the inherited scores of cells
+that nobody trained alone, search_quality.png is a plot; the last line is one JSON object.
 """
 
 import argparse
@@ -131,6 +132,7 @@ class Results:
 
     def __setitem__(self, name: str, value: Any) -> None:
         self.data[name] = value
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(self.data, indent=1))
 
 
@@ -179,6 +181,18 @@ def units(options: argparse.Namespace) -> Any:
                 study = make_study(task, options, seed, **STRATEGIES[strategy])
                 name = f"{options.prefix}{task} / {strategy} / seed {seed}"
                 yield name, lambda study=study: run_search(study, options, ensure_features(study)["edges"])
+
+
+def trim(data: dict[str, Any]) -> dict[str, Any]:
+    """The raw results without the inherited scores of cells that were not trained alone."""
+    alone = {name.split(" / ")[2] for name in data if " cell / " in name}
+    alone |= {spell(one["architecture"]) for one in data.values() if "architecture" in one}
+    return {
+        name: {**one, "paths": {cell: score for cell, score in one["paths"].items() if cell in alone}}
+        if "paths" in one
+        else one
+        for name, one in data.items()
+    }
 
 
 def summary(data: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
@@ -271,17 +285,19 @@ def main() -> None:
     parser.add_argument("--searches-only", action="store_true", help="no random and uniform cells")
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=Path("runs") / TARGET.name)
     parser.add_argument("--output", type=Path, default=TARGET)
     options = parser.parse_args()
     options.prefix = "" if options.space == "layers" else f"{options.space}: "
     quiet_libraries()
     torch.set_num_threads(options.threads)
-    results = Results(options.output)
+    results = Results(options.work)
     start = time.perf_counter()
     for name, work in units(options):
         if name not in results and time.perf_counter() - start < options.minutes * 60:
             results[name] = work()
             print(name, {k: v for k, v in results.data[name].items() if k not in ("paths", "candidates")}, flush=True)
+    options.output.write_text(json.dumps(trim(results.data), indent=1))
     result = summary(results.data, options)
     for task, row in result.items():
         for name, one in row.items():

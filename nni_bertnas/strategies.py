@@ -199,6 +199,11 @@ def _differentiable(search: Search, strategy_class: Any, **options: Any) -> list
         count = config.candidates if config.max_cost is None else _LIKELY
         likely = most_probable(search.space, probabilities(strategy.supernet), count)
         ranked = [architecture for architecture in likely if search.affordable(architecture)][: config.candidates]
+        if not ranked:
+            raise ConfigError(
+                f"cell.max_cost {config.max_cost:g} is under the cost of all {count:,} most probable architectures; "
+                "raise it, set cell.cost_weight, or set cell.ranking to weights"
+            )
         chosen = [
             (architecture, _inherited(search, evaluator, strategy.supernet, architecture)) for architecture in ranked
         ]
@@ -224,7 +229,15 @@ def search_random_one_shot(search: Search) -> list[Found]:
     evaluator = search.make_evaluator()
     evaluator.start_maps(search.space.cells)
     strategy = RandomOneShot(filter=None if search.config.max_cost is None else search.affordable)
-    search.run(search.space, evaluator, strategy, "raw")
+    try:
+        search.run(search.space, evaluator, strategy, "raw")
+    except RuntimeError as error:
+        if "valid architecture" not in str(error):
+            raise
+        raise ConfigError(
+            f"cell.max_cost {search.config.max_cost:g} leaves so few architectures that none of 100 drawn is cheap "
+            "enough; raise it, or leave dear ones out of cell.operations"
+        ) from error
     return _go_on(search, evaluator, strategy.supernet, rank_paths(search, strategy.supernet, evaluator))
 
 

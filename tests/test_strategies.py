@@ -346,3 +346,12 @@ def test_a_heavy_cost_outweighs_the_planted_operation(convolution: Stores, tmp_p
             convolution, tmp_path, "darts", ("convolution_3", "zero"), cost="num_params", cost_weight=weight
         )
         assert STRATEGIES["darts"](search)[0].architecture == {"layer_0": expected}
+
+
+def test_a_budget_that_hardly_anything_meets_says_so(convolution: Stores, tmp_path: Path) -> None:
+    operations = ("convolution_1", "convolution_3", "convolution_5", "convolution_7", "zero")
+    search = make_search(
+        convolution, tmp_path, "random_one_shot", operations, depth=5, cost="num_params", max_cost=1.0, epochs=1
+    )
+    with pytest.raises(ConfigError, match="none of 100 drawn is cheap enough"):
+        run(search)
