@@ -133,8 +133,8 @@ class EfficiencyPenalty:
     """The expected cost of the architecture, differentiable, added to the loss that moves it.
 
     sum over decisions and operations of probability × cost, over the sum of every decision's greatest cost, times a
-    weight (AdaBERT, arXiv 2001.04246, equation 7; ProxylessNAS, arXiv 1812.00332, section 3.3). NNI 3.0's own penalty is not
-    used: it reads its probabilities as plain numbers, so that no gradient flows from it.
+    weight (AdaBERT's efficiency term, arXiv 2001.04246; ProxylessNAS, arXiv 1812.00332, section 3.3). NNI 3.0's own
+    penalty is not used: it reads its probabilities as plain numbers, so that no gradient flows from it.
 
     Args:
         costs: Of every operation.
