@@ -21,7 +21,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,wandb,vectors,plots,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,wandb,vectors,enas,plots,dev]'
 	touch $@
 
 clean:
