@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 run: setup
 	$(BIN)/bertnas run experiment_configs/studies/demo.yml
 
-test: setup
+test: setup $(VENV)/.enas
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -21,7 +21,12 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,wandb,vectors,enas,plots,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,wandb,vectors,plots,dev]'
+	touch $@
+
+# Apart, as NNI imports it wherever it is installed, and every trial would start later.
+$(VENV)/.enas: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[enas]'
 	touch $@
 
 clean:
