@@ -34,7 +34,7 @@ def _read(path: Path) -> tuple[dict, list[dict]]:
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         kind = record.WhichOneof("record_type")
-        if kind == "run":
+        if kind == "run" and record.run.display_name:  # a slow start is followed by a record without names
             run = {"group": record.run.run_group, "job_type": record.run.job_type, "name": record.run.display_name}
         elif kind == "history":
             items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
