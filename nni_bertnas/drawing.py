@@ -108,7 +108,7 @@ def draw_space(space: str, depth: int, operations: Sequence[str], hidden_size: i
         path: Ends in .png or .svg.
 
     Raises:
-        ConfigError: The ending is another, or matplotlib is missing.
+        ConfigError: The ending is another, matplotlib is missing, or the file cannot be written.
     """
     choices = list_choices(space, depth, operations, hidden_size)
     count = count_architectures(space, depth, operations, hidden_size)
@@ -126,7 +126,7 @@ def draw_architecture(space: str, depth: int, architecture: Architecture, path: 
         path: Ends in .png or .svg.
 
     Raises:
-        ConfigError: The ending is another, or matplotlib is missing.
+        ConfigError: The ending is another, matplotlib is missing, or the file cannot be written.
     """
     kind = find_space(space)
     chosen = kind.canonical(architecture)
@@ -358,5 +358,8 @@ def _draw(diagram: Diagram, title: str, path: Path) -> None:
         line([(x, y), (x + 28, y)], kind, is_open)
         write(x + 34, y, "option", text)
         x += measure("option", text) + 54
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); give another path") from error

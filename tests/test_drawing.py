@@ -4,7 +4,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
+from conftest import tiny_study_fields
 
+from nni_bertnas.cli import main
 from nni_bertnas.drawing import draw_architecture, draw_space
 from nni_bertnas.errors import ConfigError
 from search_space.cells import SPACES, Body, Sequential, list_choices, space_operations
@@ -104,9 +107,26 @@ def test_a_png_can_be_opened(space: str, tmp_path: Path) -> None:
         assert image.width > image.height / 3 > 50
 
 
+def test_the_command_draws_the_studys_space(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fields = tiny_study_fields(tmp_path)
+    fields["cell"] |= {"space": "layers", "operations": list(OPERATIONS), "depths": [1, 2]}
+    file = tmp_path / "study.yml"
+    file.write_text(yaml.safe_dump(fields))
+    assert main(["space", str(file), "--draw", str(tmp_path / "space.svg")]) == 0
+    found = texts(tmp_path / "space.svg")
+    assert [found[name] for name in OPERATIONS] == [2, 2]  # the largest depth
+    assert main(["space", str(file), "--depth", "1", "--draw", str(tmp_path / "space.svg")]) == 0
+    assert texts(tmp_path / "space.svg")["convolution_3"] == 1
+    assert main(["space", str(file), "--draw", str(tmp_path / "space.pdf")]) != 0
+    assert "space.pdf: a picture's name must end in" in capsys.readouterr().err
+
+
 def test_what_cannot_be_drawn_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"space\.pdf: a picture's name must end in \.png or \.svg"):
         draw_space("layers", 1, OPERATIONS, 16, tmp_path / "space.pdf")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"space\.svg: cannot be written \(.+\); give another path"):
+        draw_space("layers", 1, OPERATIONS, 16, tmp_path / "file" / "space.svg")
     real = builtins.__import__
 
     def without(name, *rest):
@@ -117,4 +137,4 @@ def test_what_cannot_be_drawn_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match=r"pip install 'nni-bertnas\[plots\]'"):
         draw_space("layers", 1, OPERATIONS, 16, tmp_path / "space.png")
-    assert not list(tmp_path.iterdir())
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
