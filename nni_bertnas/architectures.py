@@ -18,8 +18,9 @@ from nni_bertnas.config import Study
 from nni_bertnas.cost import count_params
 from nni_bertnas.errors import CandidateError, ConfigError
 from nni_bertnas.features import ensure_features, features_fingerprint, open_features, study_edges
+from nni_bertnas.health import collapse
 from nni_bertnas.phases.cell import make_search
-from nni_bertnas.strategies import write
+from nni_bertnas.strategies import Search, write
 from nni_bertnas.teacher import ensure_teacher
 from nni_bertnas.tracking import Tracker
 from search_space.cells import (
@@ -66,8 +67,9 @@ def read_parameters(study: Study, depth: int, parameters: Mapping[str, Any]) -> 
     """
     options = _options(study, depth)
     wrong = sorted(set(options) ^ set(parameters))
+    # In lists, as a value that was written as a list has no hash.
     wrong += [f"{label}: {parameters[label]!r}" for label in options
-              if label in parameters and parameters[label] not in options[label]]  # fmt: skip
+              if label in parameters and parameters[label] not in list(options[label])]  # fmt: skip
     if wrong:
         raise ConfigError(
             f"searchSpace does not match the study's space {study.cell.space} at depth {depth} ({', '.join(wrong)}); "
@@ -144,23 +146,29 @@ def run(
         The cell's result: fingerprint, block, depth, candidates (this one).
 
     Raises:
-        ConfigError: The parameters do not match the study, or the block does not exist.
-        CandidateError: The cell did not train.
+        ConfigError: The parameters do not match the study, which may not have the block or the depth.
+        CandidateError: The cell did not train, or is dearer than `cell.max_cost`.
     """
     tracker = tracker or Tracker()
+    if depth not in study.cell.depths:
+        raise ConfigError(f"--depth must be one of cell.depths {study.cell.depths}, got {depth}; correct trialCommand")
+    if study.cell.shared:
+        raise ConfigError("cell.shared must be false where every trial is one architecture of one block")
     architecture = read_parameters(study, depth, parameters)
     ensure_teacher(study)
     edges = ensure_features(study)["edges"]
     if not 0 <= block < len(edges) - 1:
         raise ConfigError(f"--block must be 0 to {len(edges) - 2}, got {block}; correct trialCommand")
-    if study.cell.shared:
-        raise ConfigError("cell.shared must be false where every trial is one architecture of one block")
+    search = make_search(study, block, depth, edges, tracker)
+    if not search.affordable(architecture):
+        cost = search.cost(architecture)
+        raise CandidateError(f"{spell(architecture)}: its {study.cell.cost} {cost:g} is over cell.max_cost")
     expected = fingerprint(_settings(study, block, depth), architecture)
     folder = _trials(study, block, depth) / expected
     result = read_result(folder, expected)
     if result is None:
-        result = _train(study, block, depth, architecture, tracker, edges, folder)
-    _rank(study, block, depth)
+        result = _train(study, block, depth, architecture, search, folder)
+    _rank(study, block, depth, search)
     best = result["candidates"][0]
     tracker.final(
         {"default": best["score"], **{name: best[name] for name in ("num_params", "num_flops", "latency_ms")}}
@@ -169,12 +177,11 @@ def run(
 
 
 def _train(
-    study: Study, block: int, depth: int, architecture: Architecture, tracker: Tracker, edges: list[int], target: Path
+    study: Study, block: int, depth: int, architecture: Architecture, search: Search, target: Path
 ) -> dict[str, Any]:
     from nni_bertnas.training import pl
 
     pl.seed_everything(study.seed, verbose=False)
-    search = make_search(study, block, depth, edges, tracker)
     evaluator = search.make_evaluator()
     cells = [search.space.build(architecture)]
     evaluator.start_maps(cells)
@@ -183,15 +190,19 @@ def _train(
     except CandidateError as error:
         raise CandidateError(f"{spell(architecture)}: {error}") from error
     train, dev = open_features(study, "train"), open_features(study, "dev")
-    result = {"fingerprint": target.name, "block": block, "depth": depth}
-    with atomic_folder(target) as folder:
-        found = [search.found(architecture, cells, scores)]
-        result["candidates"] = save_candidates(folder, found, train.hidden_size, dev.lengths.tolist())
-        write_result(folder, study, result)
+    result: dict[str, Any] = {"fingerprint": target.name, "block": block, "depth": depth}
+    with RunDirectory(study).lock("ranking"):
+        # A tuner may propose an architecture twice; the twin that ends first is kept.
+        if (twin := read_result(target, target.name)) is not None:
+            return twin
+        with atomic_folder(target) as folder:
+            found = [search.found(architecture, cells, scores)]
+            result["candidates"] = save_candidates(folder, found, train.hidden_size, dev.lengths.tolist())
+            write_result(folder, study, result)
     return result
 
 
-def _rank(study: Study, block: int, depth: int) -> None:
+def _rank(study: Study, block: int, depth: int, search: Search) -> None:
     """Write the ranking of all trials that fit; the cell phase's own search is not found finished by it."""
     directory = RunDirectory(study)
     settings = _settings(study, block, depth)
@@ -202,7 +213,8 @@ def _rank(study: Study, block: int, depth: int) -> None:
             if result is None:
                 continue
             (one,) = result["candidates"]
-            if result["fingerprint"] == fingerprint(settings, one["architecture"]):
+            fits = result["fingerprint"] == fingerprint(settings, one["architecture"])
+            if fits and search.affordable(one["architecture"]):
                 fitting.append((one, folder / one["weights"]))
         fitting.sort(key=lambda pair: pair[0]["score"])
         kept = fitting[: study.cell.candidates]
@@ -218,6 +230,7 @@ def _rank(study: Study, block: int, depth: int) -> None:
                 "space": study.cell.space,
                 "strategy": "one NNI trial per architecture",
                 "num_searched": len(fitting),
+                "collapsed": collapse(candidates[0]["architecture"], study.student.hidden_size),
                 "candidates": candidates,
             }
             write_result(folder, study, result)

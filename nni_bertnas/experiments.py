@@ -173,6 +173,8 @@ def _check_architectures(path: Path, words: list[str], study: Study, search_spac
     numbers = {name: words[words.index(name) + 1] for name in ("--block", "--depth") if name in words[:-1]}
     if len(numbers) < 2 or not all(number.isdigit() for number in numbers.values()):
         return [f"{path}: trialCommand must end in --block NUMBER --depth NUMBER"]
+    if study.cell.shared:
+        return [f"{path}: trialCommand: cell.shared must be false where every trial is one architecture of one block"]
     depth = int(numbers["--depth"])
     if depth not in study.cell.depths:
         return [
@@ -182,10 +184,18 @@ def _check_architectures(path: Path, words: list[str], study: Study, search_spac
         wanted = nni_search_space(study, depth)
     except ConfigError as error:
         return [f"{path}: trialCommand: {error}"]
-    given = {label: set(choice.get("_value", ())) for label, choice in search_space.items()}
-    if given != {label: set(choice["_value"]) for label, choice in wanted.items()}:
+    if _unordered(search_space) != _unordered(wanted):
         return [
             f"{path}: searchSpace is not the study's space {study.cell.space} at depth {depth}; write it anew with: "
             f"bertnas space {words[words.index('--study') + 1]} --depth {depth} --nni FILE"
         ]
     return []
+
+
+def _unordered(search_space: dict[str, Any]) -> dict[str, Any]:
+    """Label -> type and options, whose order says nothing; as texts, as a file may have whatever YAML can say."""
+    ordered = {}
+    for label, choice in search_space.items():
+        values = choice.get("_value") if isinstance(choice, dict) else None
+        ordered[label] = (choice.get("_type"), sorted(map(repr, values))) if isinstance(values, list) else choice
+    return ordered

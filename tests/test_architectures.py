@@ -13,7 +13,7 @@ from nni_bertnas.artifacts import RunDirectory, read_result
 from nni_bertnas.candidates import load_cell
 from nni_bertnas.cli import main
 from nni_bertnas.config import Study, study_to_yaml
-from nni_bertnas.errors import ConfigError
+from nni_bertnas.errors import CandidateError, ConfigError
 from nni_bertnas.evaluator import block_scores
 from nni_bertnas.experiments import check_nni_yaml
 from nni_bertnas.features import open_features, study_edges
@@ -56,6 +56,28 @@ def test_trials_are_ranked_for_the_block_phase(tmp_path: Path) -> None:
     other = small(tmp_path, learning_rate=1e-3)
     architectures.run(other, 0, 1, {"layer_0": "zero"})
     assert read_result(folder)["num_searched"] == 1
+    assert "collapsed" in read_result(folder)["collapsed"]
+    # A budget that is set later: the dear one is not ranked any more, and not trained where it is proposed again.
+    cheap = small(tmp_path, cost="num_params", max_cost=100)
+    architectures.run(cheap, 0, 1, {"layer_0": "zero"})
+    ranked = read_result(folder)["candidates"]
+    assert {one["architecture"]["layer_0"] for one in ranked} == {"max_pool_3", "zero"}
+    with pytest.raises(CandidateError, match=r"convolution_3: its num_params 784 is over cell\.max_cost"):
+        architectures.run(cheap, 0, 1, {"layer_0": "convolution_3"})
+
+
+def test_the_twin_that_ends_first_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, results, train = small(tmp_path), [], architectures._train
+
+    def late(*arguments: object) -> dict:
+        results.append(train(*arguments))  # another trial of the same architecture ends meanwhile
+        results.append(train(*arguments))
+        return results[-1]
+
+    monkeypatch.setattr(architectures, "_train", late)
+    architectures.run(study, 0, 1, {"layer_0": "zero"})
+    (folder,) = RunDirectory(study).cell(0, 1).with_name("block0_depth1_trials").iterdir()
+    assert results[0] == results[1] == read_result(folder)
 
 
 @pytest.mark.parametrize(
@@ -64,12 +86,21 @@ def test_trials_are_ranked_for_the_block_phase(tmp_path: Path) -> None:
         ({"layer_0": "convolution_5"}, "layer_0: 'convolution_5'"),
         ({"layer_0": "zero", "layer_1": "zero"}, "layer_1"),
         ({"block": 0}, "block, layer_0"),
+        ({"layer_0": ["zero"]}, r"layer_0: \['zero'\]"),
     ],
 )
 def test_parameters_that_are_not_the_studys_are_refused(tmp_path: Path, parameters: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         architectures.run(small(tmp_path), 0, 1, parameters)
     assert "bertnas space STUDY --depth 1" in str(caught.value)
+    assert not RunDirectory(small(tmp_path)).teacher.exists()
+
+
+def test_what_the_study_does_not_search_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--depth must be one of"):
+        architectures.run(small(tmp_path), 0, 2, {"layer_0": "zero", "layer_1": "zero"})
+    with pytest.raises(ConfigError, match="shared must be false"):
+        architectures.run(small(tmp_path, shared=True), 0, 1, {"layer_0": "zero"})
     assert not RunDirectory(small(tmp_path)).teacher.exists()
 
 
@@ -110,6 +141,13 @@ def test_an_experiment_file_is_checked_against_the_study(tmp_path: Path) -> None
         ("--depth 2", "--depth 7", "one of the study's cell.depths"),
         ("--block 0 ", "", "must end in --block"),
         ("layer_1:", "layer_2:", "is not the study's space"),
+        ("- attention_8", "- [0, 1]", "is not the study's space"),
+        (
+            "_type: choice\n    _value: *operations",
+            "_type: randint\n    _value: *operations",
+            "is not the study's space",
+        ),
+        ("    _value: *operations", "", "is not the study's space"),
     ):
         path = tmp_path / "cell.yml"
         path.write_text(text.replace(old, new))

@@ -40,14 +40,16 @@ def run_trial(
         study = load_study(arguments.study)
         channel = NniChannel()
         parameters = channel.parameters if names is None else _check(phase, names, channel.parameters)
-        parameters |= {name: getattr(arguments, name) for name in options}
+        if twice := set(options) & set(parameters):
+            raise ConfigError(f"searchSpace: {', '.join(sorted(twice))} stands in trialCommand; leave it out")
+        parameters = {name: getattr(arguments, name) for name in options} | parameters
         from nni_bertnas.training import set_threads
 
         if phase != "supernet":  # which runs alone
             set_threads(study.nni.concurrency, study.nni.threads)
         # As the folder of the result is called.
         texts = (value if isinstance(value, str) else f"{name}{value}" for name, value in parameters.items())
-        unit = "_".join(text for text in texts if text != "searched")
+        unit = "_".join(text for text in texts if text != "searched")[:100]  # W&B's longest name has 128
         with open_tracker(study, phase, unit, channel) as tracker:
             run(study, **parameters, tracker=tracker)
     except BertnasError as error:

@@ -118,8 +118,17 @@ def test_the_three_experiments_end_in_a_student_that_loads(tmp_path: Path) -> No
 
 def test_every_trial_is_one_architecture_and_the_best_are_ranked(tmp_path: Path) -> None:
     project = Project(tmp_path, rows=96)
-    path = tmp_path / "experiment_configs" / "cell_random.yml"
-    path.write_text(path.read_text().replace("maxTrialNumber: 20", "maxTrialNumber: 3"))
+    fields = yaml.safe_load(project.study_path.read_text())
+    fields["cell"] |= {"depths": [2]}
+    project.study_path.write_text(yaml.safe_dump(fields))
+    for name, old, new in (
+        ("cell_random", "maxTrialNumber: 20", "maxTrialNumber: 3"),
+        ("block", "maxTrialNumber: 3", "maxTrialNumber: 1"),
+        ("block", "_value: [0, 1, 2]", "_value: [0]"),
+    ):
+        path = tmp_path / "experiment_configs" / f"{name}.yml"
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
     jobs, metrics = project.run("cell_random")
     finals = check(jobs, metrics, 3)
     tried = {}
@@ -132,3 +141,5 @@ def test_every_trial_is_one_architecture_and_the_best_are_ranked(tmp_path: Path)
     ranked = {tuple(one["architecture"].values()): one["score"] for one in ranking}
     assert list(ranked.values()) == sorted(tried.values())[:2]
     assert all(tried[names] == score for names, score in ranked.items())
+    (final,) = check(*project.run("block"), 1)  # goes on from the ranking
+    assert 0 < final["default"] < 1
