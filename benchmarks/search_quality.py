@@ -159,7 +159,7 @@ def units(options: argparse.Namespace) -> Any:
     """Names of all units of work with what does them, most wanted first."""
     for seed in options.seeds:
         for task in options.tasks:
-            if seed == options.seeds[0]:
+            if seed == options.seeds[0] and not options.searches_only:
                 study = make_study(task, options)
                 ensure_teacher(study)
                 edges = ensure_features(study)["edges"]

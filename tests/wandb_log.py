@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,15 @@ def read_offline_runs(root: Path) -> list[tuple[dict, list[dict]]]:
     return [_read(path) for path in sorted(root.glob("wandb/offline-run-*/*.wandb"))]
 
 
-def _read(path: Path) -> tuple[dict, list[dict]]:
+def _read(path: Path, patience_seconds: float = 30.0) -> tuple[dict, list[dict]]:
+    """A run's `finish` may return before another process has written its log: wait for the run's record."""
+    deadline = time.monotonic() + patience_seconds
+    while not (parsed := _parse(path))[0] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return parsed
+
+
+def _parse(path: Path) -> tuple[dict, list[dict]]:
     from wandb.proto import wandb_internal_pb2
 
     run, history = {}, []
@@ -34,7 +43,7 @@ def _read(path: Path) -> tuple[dict, list[dict]]:
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         kind = record.WhichOneof("record_type")
-        if kind == "run" and record.run.display_name:  # a slow start is followed by a record without names
+        if kind == "run":
             run = {"group": record.run.run_group, "job_type": record.run.job_type, "name": record.run.display_name}
         elif kind == "history":
             items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
