@@ -31,7 +31,8 @@ from nni_bertnas.artifacts import (
 from nni_bertnas.config import Study, study_to_dict
 from nni_bertnas.data import load_task, tokenize
 from nni_bertnas.errors import ConfigError, PhaseError
-from nni_bertnas.features import FeatureStore, open_features, write_split
+from nni_bertnas.feature_files import SplitWriter
+from nni_bertnas.features import FeatureStore, open_features
 from nni_bertnas.masked_lm import find_masked_lm, masked_logits
 from nni_bertnas.sources import UNLABELLED, Rows
 from nni_bertnas.teacher import load_teacher, teacher_fingerprint, weights_fingerprint
@@ -372,7 +373,7 @@ def _make(study: Study, target: Path, progress: Progress) -> dict[str, Any]:
         start = time.perf_counter()
         unlabelled = [float("nan") if study.task.regression else UNLABELLED] * len(new)
         tokens = tokenize(tokenizer, Rows(new.texts, unlabelled, new.pairs), study.task.max_length)
-        write_split(folder / "labelled", teacher.to(best_device()), tokens, ())
+        SplitWriter(folder / "labelled", teacher.to(best_device()), tokens, ()).write()
         np.save(folder / "labelled" / "copies.npy", copies)
         labels = np.asarray(train.labels)
         result = {

@@ -133,6 +133,15 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class FeaturesConfig:
+    """How the teacher's hidden states are stored."""
+
+    dtype: Literal["float16", "bfloat16", "int8"] = "float16"  # int8: with a scale per word piece
+    max_gigabytes: Annotated[float, Field(gt=0)] | None = None  # on disk, of 1e9 bytes; null: what it takes
+    over_budget: Literal["subset", "live"] = "subset"  # store a fixed part of train, or run the teacher at every step
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class StudentConfig:
     """The shape of the student around its cells."""
 
@@ -289,6 +298,7 @@ class Study:
     runs_dir: str = "runs"  # root of all run directories
     task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
     teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
+    features: FeaturesConfig = dataclasses.field(default_factory=FeaturesConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     student: StudentConfig = dataclasses.field(default_factory=StudentConfig)
     cell: CellConfig = dataclasses.field(default_factory=CellConfig)

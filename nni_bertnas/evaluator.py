@@ -181,7 +181,7 @@ class DistillationEvaluator(Lightning):
         self.epochs, self.batch_size, self.gradient_clip = epochs, batch_size, gradient_clip
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.seed, self.report, self.on_trained = seed, report, on_trained
-        self.rows = np.random.default_rng(seed).permutation(len(train))[:max_rows]
+        self.rows = np.random.default_rng(seed).permutation(train.rows)[:max_rows]
         held = round(architecture_share * len(self.rows))
         weights = self._loader(self.rows[held:], "train")
         # NNI asks for a second loader even where nothing reads it.
@@ -213,9 +213,7 @@ class DistillationEvaluator(Lightning):
             if not isinstance(cell.into, nn.Linear):
                 continue
             if (entry, cell.into.out_features) not in self._maps:
-                generator = np.random.default_rng(self.seed)
-                rows = np.sort(generator.permutation(self.train.index["num_tokens"])[:_REGRESSION_TOKENS])
-                x, y = (torch.from_numpy(self.train.hidden(edge)[rows]).float() for edge in (entry, exit_))
+                x, y = self.train.sample((entry, exit_), _REGRESSION_TOKENS, self.seed)
                 self._maps[entry, cell.into.out_features] = reduced_rank_regression(x, y, cell.into.out_features)
             maps = self._maps[entry, cell.into.out_features]
             for parameter, value in zip([*cell.into.parameters(), *cell.out.parameters()], maps, strict=True):

@@ -1,12 +1,13 @@
 """The store of teacher features: the teacher runs once over the data, and every phase reads what it gave.
 
-A folder per split with ragged, memory-mapped arrays (no padding is stored): `tokens`, `offsets`, `labels`,
-`logits`, and per block edge `hidden_<layer>` in half precision. A hidden state at an edge is Hugging Face's
-`hidden_states[layer]`.
+A folder per split, see :mod:`~nni_bertnas.feature_files`. A hidden state at an edge is Hugging Face's
+`hidden_states[layer]`. All trials of a study on one machine share the files, and through them the page cache; on
+shared storage any number of machines does.
 """
 
 import json
 import logging
+import mmap
 import time
 from collections.abc import Sequence
 from functools import cached_property
@@ -15,20 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
+from torch import Tensor
 
-from nni_bertnas.artifacts import RunDirectory, atomic_folder, fingerprint, read_result, write_result
-from nni_bertnas.config import Study, resolve_boundaries
-from nni_bertnas.data import (
-    LengthBatches,
-    TokenDataset,
-    load_task,
-    load_transfer,
-    ragged_positions,
-    token_batch,
-    tokenize,
-)
+from nni_bertnas.artifacts import RESULT, RunDirectory, fingerprint, read_result, write_result
+from nni_bertnas.config import Study, resolve_boundaries, study_to_dict
+from nni_bertnas.data import load_task, load_transfer, ragged_positions, token_batch, tokenize
 from nni_bertnas.errors import PhaseError
+from nni_bertnas.feature_files import DTYPES, INDEX, LOGITS, SCALE, SplitWriter, decode, hidden_offsets, token_bytes
 from nni_bertnas.scoring import model_inputs
 from nni_bertnas.teacher import load_teacher, read_teacher, teacher_fingerprint
 from nni_bertnas.training import best_device
@@ -37,11 +31,41 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _log = logging.getLogger(__name__)
-_BATCH_SIZE = 64
+_CHECKED = "checked.json"  # size and time of every file when its checksums were last right
+_RESIDENT_BYTES = 1 << 28  # gathered before pages that were read are given back
+_SUBSET_SEED = 20
+
+
+class _Mapped:
+    """A file of rows, mapped into memory, whose pages are given back before they pile up."""
+
+    def __init__(self, path: Path, width: int, dtype: torch.dtype, count: int) -> None:
+        self._gathered = 0
+        self._map: mmap.mmap | None = None
+        self.values = torch.empty((0, width), dtype=dtype)
+        try:
+            if path.stat().st_size != count * width * dtype.itemsize:
+                raise OSError
+            if count:
+                with path.open("rb") as file:
+                    # Nobody writes; but torch wants memory that could be written to.
+                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                self.values = torch.frombuffer(self._map, dtype=dtype).view(-1, width)
+        except (OSError, ValueError) as error:
+            raise PhaseError(f"{path} is missing or damaged; mend the store with: bertnas features STUDY") from error
+
+    def __getitem__(self, positions: Tensor) -> Tensor:
+        """Rows `(n, width)` of a row number each, `(n,)`."""
+        rows = self.values.index_select(0, positions)
+        self._gathered += rows.numel() * rows.element_size()
+        if self._gathered > _RESIDENT_BYTES and self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._gathered = 0
+        return rows
 
 
 class FeatureStore:
-    """One split of a store, opened for reading; arrays are mapped when first used.
+    """One split of a store, opened for reading; files are mapped when first used.
 
     Args:
         folder: Of the split.
@@ -53,7 +77,7 @@ class FeatureStore:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         try:
-            self.index: dict[str, Any] = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
+            self.index: dict[str, Any] = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise PhaseError(f"{self.folder} holds no features; make them with: bertnas features STUDY") from error
         self.edges: list[int] = self.index["edges"]
@@ -64,9 +88,7 @@ class FeatureStore:
         try:
             return np.load(path, mmap_mode="r")
         except (OSError, ValueError, EOFError) as error:
-            raise PhaseError(
-                f"{path} is missing or damaged; make it anew with: bertnas run STUDY --force features"
-            ) from error
+            raise PhaseError(f"{path} is missing or damaged; mend the store with: bertnas features STUDY") from error
 
     @cached_property
     def offsets(self) -> np.ndarray:
@@ -96,27 +118,90 @@ class FeatureStore:
     @cached_property
     def logits(self) -> np.ndarray:
         """The teacher's, `(num_rows, num_labels)`."""
-        return np.asarray(self._array("logits"))
+        return _Mapped(self.folder / "logits.bin", self.index["num_labels"], LOGITS, len(self)).values.numpy()
+
+    @property
+    def live(self) -> bool:
+        """Whether the teacher has to run for the hidden states."""
+        return bool(self.index.get("live"))
 
     @cached_property
-    def _hidden(self) -> dict[int, np.ndarray]:
-        return {edge: self._array(f"hidden_{edge}") for edge in self.edges}
+    def rows(self) -> np.ndarray:
+        """Numbers of the rows whose hidden states can be had; all, but for a disk budget."""
+        return np.arange(len(self)) if self.live else np.flatnonzero(self._array("stored"))
 
-    def hidden(self, edge: int) -> np.ndarray:
-        """The teacher's hidden states at a block edge, `(num_tokens, hidden)`, half precision.
+    @cached_property
+    def _hidden_offsets(self) -> np.ndarray:
+        return hidden_offsets(self.lengths, self._array("stored"))
+
+    @cached_property
+    def _hidden(self) -> dict[str, _Mapped]:
+        count, dtype = self.index["num_hidden_tokens"], self.index["dtype"]
+        files = {}
+        for edge in self.edges:
+            files[f"hidden_{edge}"] = (self.hidden_size, DTYPES[dtype])
+            if dtype == "int8":
+                files[f"scale_{edge}"] = (1, SCALE)
+        return {name: _Mapped(self.folder / f"{name}.bin", *shape, count) for name, shape in files.items()}
+
+    @cached_property
+    def _teacher(self) -> "PreTrainedModel":
+        from transformers import AutoModelForSequenceClassification
+
+        model = AutoModelForSequenceClassification.from_pretrained(self.folder.parent.parent / "teacher")
+        return model.eval().requires_grad_(False).to(best_device())
+
+    def hidden(self, edges: Sequence[int], rows: Any) -> list[Tensor]:
+        """The teacher's hidden states at some edges.
+
+        Args:
+            edges: Layers.
+            rows: Numbers among `rows`, `(batch,)`.
+
+        Returns:
+            `(batch, seq, hidden)` per edge in single precision; meaningless at padding.
 
         Raises:
-            PhaseError: The edge is not stored.
+            PhaseError: An edge is not stored.
         """
-        if edge not in self.edges:
-            raise PhaseError(f"{self.folder} holds the edges {self.edges}, not {edge}; correct teacher.boundaries")
-        return self._hidden[edge]
+        if missing := sorted(set(edges) - set(self.edges)):
+            raise PhaseError(
+                f"{self.folder} holds the edges {self.edges}, not {missing[0]}; correct teacher.boundaries"
+            )
+        if self.live:
+            return self._run_teacher(edges, rows)
+        positions, _ = ragged_positions(self._hidden_offsets, rows)
+        flat, shape = torch.from_numpy(positions.ravel()), (*positions.shape, self.hidden_size)
+        parts = [
+            [file[flat] for name in (f"hidden_{edge}", f"scale_{edge}") if (file := self._hidden.get(name))]
+            for edge in edges
+        ]
+        return [decode(*part).view(shape) for part in parts]
+
+    @torch.inference_mode()
+    def _run_teacher(self, edges: Sequence[int], rows: Any) -> list[Tensor]:
+        batch = {
+            name: value.to(best_device()) for name, value in token_batch(self, rows, self.index["pad_token_id"]).items()
+        }
+        states = self._teacher(**model_inputs(self._teacher, batch), output_hidden_states=True).hidden_states
+        return [states[edge].float() for edge in edges]
+
+    def sample(self, edges: Sequence[int], num_tokens: int, seed: int) -> list[Tensor]:
+        """Hidden states `(num_tokens or fewer, hidden)` per edge, of random rows."""
+        rows = np.random.default_rng(seed).permutation(self.rows)
+        rows = rows[: 1 + np.searchsorted(np.cumsum(self.lengths[rows]), num_tokens)]
+        parts: list[list[Tensor]] = []
+        for first in range(0, len(rows), 256):
+            some = rows[first : first + 256]
+            _, mask = ragged_positions(self.offsets, some)
+            parts.append([hidden[torch.from_numpy(mask)] for hidden in self.hidden(edges, some)])
+        return [torch.cat(hidden)[:num_tokens] for hidden in zip(*parts, strict=True)]
 
     def variance(self, edge: int) -> float:
         """Of all entries of an edge's hidden states."""
         return self.index["variance"][str(edge)]
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """Word pieces of every row, `(num_rows,)`."""
         return np.diff(self.offsets)
@@ -138,7 +223,7 @@ class FeatureDataset(torch.utils.data.Dataset[dict[str, Any]]):
         edges: Which hidden states.
         tokens: Whether the batches have what a whole student needs.
         part: Copied into every batch as `part`, to tell loaders apart.
-        rows: The rows of the store that this dataset holds; None takes all.
+        rows: The rows of the store that this dataset holds; None takes all that have what `edges` asks for.
     """
 
     def __init__(
@@ -148,7 +233,8 @@ class FeatureDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self.edges = tuple(edges)
         self.with_tokens = tokens
         self.part = part
-        self.rows = np.arange(len(store)) if rows is None else np.asarray(rows)
+        everything = store.rows if self.edges else np.arange(len(store))
+        self.rows = everything if rows is None else np.asarray(rows)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -166,15 +252,16 @@ class FeatureDataset(torch.utils.data.Dataset[dict[str, Any]]):
         if self.with_tokens:
             batch |= token_batch(store, rows, store.index["pad_token_id"])
             batch["logits"] = torch.from_numpy(store.logits[rows]).float()
-        batch["hidden"] = [torch.from_numpy(store.hidden(edge)[positions]).float() for edge in self.edges]
+        batch["hidden"] = store.hidden(self.edges, rows) if self.edges else []
         if self.edges and store.has_pairs:
             batch["second"] = torch.from_numpy(store.token_types[positions] == 1) & batch["mask"]
         return batch
 
 
 def features_fingerprint(study: Study, edges: Sequence[int]) -> str:
-    """A hash of teacher, data and edges."""
-    return fingerprint(teacher_fingerprint(study), study.task.transfer_rows, list(edges))
+    """A hash of teacher, data, edges and how they are stored."""
+    settings = study_to_dict(study)["features"]
+    return fingerprint(teacher_fingerprint(study), study.task.transfer_rows, list(edges), settings)
 
 
 def study_edges(study: Study) -> list[int]:
@@ -192,9 +279,10 @@ def find_features(study: Study) -> dict[str, Any] | None:
 
 
 def ensure_features(study: Study) -> dict[str, Any]:
-    """Build the store of train (transfer rows last) and dev unless it is there.
+    """Build the store of train (transfer rows last) and dev unless it is there and its files are as they were.
 
-    Processes that start together build it once.
+    Processes that start together build it once. Shards that are damaged, or that an interrupted build left out, are
+    made anew, and they alone.
 
     Returns:
         The store's result: fingerprint, edges, seconds, bytes.
@@ -205,7 +293,7 @@ def ensure_features(study: Study) -> dict[str, Any]:
     run = RunDirectory(study)
     with run.lock("features"):
         result = find_features(study)
-        if result is None:
+        if result is None or _stamps(run.features) != _read_stamps(run.features):
             result = _build(study, run.features)
     return result
 
@@ -215,75 +303,85 @@ def open_features(study: Study, split: str) -> FeatureStore:
     return FeatureStore(RunDirectory(study).features / split)
 
 
-def _build(study: Study, target: Path) -> dict[str, Any]:
+def _stamps(folder: Path) -> dict[str, list[int]]:
+    """Size and time of every file of a store."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != _CHECKED)
+    stats = {str(file.relative_to(folder)): file.stat() for file in files}
+    return {name: [status.st_size, status.st_mtime_ns] for name, status in stats.items()}
+
+
+def _read_stamps(folder: Path) -> Any:
+    try:
+        return json.loads((folder / _CHECKED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _build(study: Study, folder: Path) -> dict[str, Any]:
     start = time.perf_counter()
     teacher, tokenizer = load_teacher(study)
     teacher.to(best_device())
-    edges = study_edges(study)
+    edges, config = study_edges(study), study.features
+    expected = features_fingerprint(study, edges)
     splits = load_task(study.task).splits
-    with atomic_folder(target) as folder:
-        train = splits["train"]
-        if study.task.transfer_rows:
-            train += load_transfer(study.task)
-        for split, rows in (("train", train), ("dev", splits["dev"])):
-            write_split(folder / split, teacher, tokenize(tokenizer, rows, study.task.max_length), edges)
-        size = sum(file.stat().st_size for file in folder.rglob("*.npy"))
-        result = {
-            "fingerprint": features_fingerprint(study, edges),
-            "edges": edges,
-            "num_bytes": size,
-            "seconds": time.perf_counter() - start,
-        }
-        write_result(folder, study, result)
-    _log.info("stored features at edges %s: %.0f MB in %.0f s", edges, size / 1e6, result["seconds"])
+    train = splits["train"]
+    if study.task.transfer_rows:
+        train += load_transfer(study.task)
+    data = {"train": tokenize(tokenizer, train, study.task.max_length)}
+    data["dev"] = tokenize(tokenizer, splits["dev"], study.task.max_length)
+    size = token_bytes(edges, teacher.config.hidden_size, config.dtype)
+    stored = _within_budget(study, size, data["train"].lengths, int(data["dev"].offsets[-1]))
+    before = read_result(folder) or {}
+    (folder / RESULT).unlink(missing_ok=True)
+    for split, rows in data.items():
+        index = SplitWriter(
+            folder / split, teacher, rows, edges, config.dtype, stored if split == "train" else None
+        ).write()
+        if split == "train" and not stored.any():
+            (folder / split / INDEX).write_text(json.dumps({**index, "live": True}), encoding="utf-8")
+    result: dict[str, Any] = {
+        "fingerprint": expected,
+        "edges": edges,
+        "num_bytes": sum(file.stat().st_size for file in folder.rglob("*.*")),
+        "stored_rows": int(stored.sum()),
+        "seconds": time.perf_counter() - start,
+    }
+    if before.get("fingerprint") == expected:
+        result["seconds"] = before["seconds"]  # of the build, not of the repair
+    write_result(folder, study, result)
+    (folder / _CHECKED).write_text(json.dumps(_stamps(folder)), encoding="utf-8")
+    _log.info("stored features at edges %s: %.0f MB in %.0f s", edges, result["num_bytes"] / 1e6, result["seconds"])
     return result
 
 
-@torch.inference_mode()
-def write_split(folder: Path, teacher: "PreTrainedModel", data: TokenDataset, edges: Sequence[int]) -> None:
-    """Run a teacher in eval mode over tokenised rows and write one split of a store.
-
-    Raises:
-        PhaseError: A hidden state does not fit into half precision.
-    """
-    folder.mkdir(parents=True)
-    size, num_tokens = teacher.config.hidden_size, int(data.offsets[-1])
-    hidden = {
-        edge: open_memmap(folder / f"hidden_{edge}.npy", mode="w+", dtype=np.float16, shape=(num_tokens, size))
-        for edge in edges
-    }
-    logits = np.zeros((len(data), teacher.config.num_labels), np.float16)
-    sums = {edge: np.zeros(2) for edge in edges}
-    for rows in LengthBatches(data.lengths, _BATCH_SIZE, shuffle=False):
-        batch = {name: tensor.to(teacher.device) for name, tensor in data.__getitems__(rows).items()}
-        output = teacher(**model_inputs(teacher, batch), output_hidden_states=True)
-        positions, mask = ragged_positions(data.offsets, rows)
-        for edge in edges:
-            values = output.hidden_states[edge][batch["mask"]].float().cpu().numpy()
-            half = values.astype(np.float16)
-            if not np.isfinite(half).all():
-                raise PhaseError(f"the teacher's hidden state at layer {edge} does not fit into half precision")
-            hidden[edge][positions[mask]] = half
-            sums[edge] += values.sum(dtype=np.float64), np.square(values, dtype=np.float64).sum()
-        logits[rows] = output.logits.float().cpu().numpy()
-    for array in hidden.values():
-        array.flush()
-    for name, array in (
-        ("offsets", data.offsets),
-        ("tokens", data.tokens),
-        ("token_types", data.token_types),
-        ("labels", data.labels),
-        ("logits", logits),
-    ):
-        np.save(folder / f"{name}.npy", array)
-    count = num_tokens * size
-    variance = {str(edge): float(s[1] / count - (s[0] / count) ** 2) for edge, s in sums.items()}
-    index = {
-        "edges": list(edges),
-        "hidden_size": size,
-        "num_rows": len(data),
-        "num_tokens": num_tokens,
-        "pad_token_id": data.pad_token_id,
-        "variance": variance,
-    }
-    (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
+def _within_budget(study: Study, token_size: int, lengths: np.ndarray, dev_tokens: int) -> np.ndarray:
+    """Which rows of train have their hidden states stored, `(num_rows,)`: all, a random part, or none."""
+    config = study.features
+    everything: np.ndarray = np.ones(len(lengths), bool)
+    if config.max_gigabytes is None:
+        return everything
+    tokens = int(config.max_gigabytes * 1e9 / token_size) - dev_tokens
+    if lengths.sum() <= tokens:
+        return everything
+    order = np.random.default_rng(_SUBSET_SEED).permutation(len(lengths))
+    count = int(np.searchsorted(np.cumsum(lengths[order]), max(0, tokens), side="right"))
+    whole = (int(lengths.sum()) + dev_tokens) * token_size / 1e9
+    if config.over_budget == "live":
+        _log.warning(
+            "the features of all rows would take %.2f GB, over features.max_gigabytes %g: those of train are not "
+            "stored, the teacher runs live", whole, config.max_gigabytes,
+        )  # fmt: skip
+        return ~everything
+    if count < 16:
+        least = (dev_tokens + np.sort(lengths)[-16:].sum()) * token_size / 1e9
+        raise PhaseError(
+            f"features.max_gigabytes {config.max_gigabytes:g} is too little for dev and 16 rows of train; set it to "
+            f"{least:.2g} or more, or over_budget to live"
+        )
+    _log.warning(
+        "the features of all rows would take %.2f GB, over features.max_gigabytes %g: those of %d of %d rows of train "
+        "are stored, always the same", whole, config.max_gigabytes, count, len(lengths),
+    )  # fmt: skip
+    stored = ~everything
+    stored[order[:count]] = True
+    return stored

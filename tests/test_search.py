@@ -36,17 +36,25 @@ def write_planted_store(folder: Path, truth: torch.nn.Module, num_rows: int, see
             exit_[start:stop] = truth(row, torch.ones(row.shape[:2], dtype=torch.bool))[0].numpy()
     folder.mkdir(parents=True)
     for edge, values in enumerate((entry, exit_)):
-        np.save(folder / f"hidden_{edge}.npy", values.astype(np.float16))
+        (folder / f"hidden_{edge}.bin").write_bytes(values.astype(np.float16).tobytes())
+    np.save(folder / "stored.npy", np.ones(num_rows, bool))
     np.save(folder / "offsets.npy", offsets)
     np.save(folder / "token_types.npy", np.zeros(offsets[-1], np.int8))
     index = {
         "edges": [0, 1],
         "hidden_size": WIDTH,
-        "num_tokens": int(offsets[-1]),
+        "dtype": "float16",
+        "num_hidden_tokens": int(offsets[-1]),
         "variance": {"0": float(entry.var()), "1": float(exit_.var())},
     }
     (folder / "index.json").write_text(json.dumps(index))
     return FeatureStore(folder)
+
+
+def whole(store: FeatureStore, edge: int) -> torch.Tensor:
+    """The hidden states of all rows, `(tokens, hidden)`."""
+    rows = np.arange(len(store))
+    return torch.cat([store.hidden([edge], [row])[0][0] for row in rows])
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +70,13 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[FeatureStore, Fea
 def test_block_score_against_naive_loop(planted: tuple) -> None:
     dev = planted[1]
     one = chain_cell("average_pool_3", teacher_size=WIDTH, hidden_size=WIDTH)
+    entry, exit_ = whole(dev, 0), whole(dev, 1)
     total = 0.0
     with torch.no_grad():
         for start, stop in itertools.pairwise(dev.offsets):
-            row = torch.from_numpy(dev.hidden(0)[start:stop].astype(np.float32))[None]
-            target = torch.from_numpy(dev.hidden(1)[start:stop].astype(np.float32))
+            row, target = entry[start:stop][None], exit_[start:stop]
             total += float((one(row, torch.ones(row.shape[:2], dtype=torch.bool))[0] - target).abs().sum())
-    expected = total / dev.hidden(1).size / dev.hidden(1).astype(np.float64).std()
+    expected = total / exit_.numel() / float(exit_.std())
     assert block_scores([one], dev, [0, 1]) == pytest.approx([expected], rel=1e-3)
 
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from nni_bertnas.artifacts import RunDirectory, atomic_folder, fingerprint, read_result, write_result
 from nni_bertnas.augment import augment_fingerprint, open_augmented
 from nni_bertnas.baselines import SEARCHED, Baselines, check_name, student_names, train_student
@@ -214,6 +216,8 @@ def _distill(
     difference = check_chain(student, parts.cells, next(iter(dev_loader)))
     edges = train.edges[1:] if study.distill.hidden_weight else ()
     sources = [FeatureDataset(train, edges, tokens=True)]
+    if len(rest := np.setdiff1d(np.arange(len(train)), sources[0].rows)):  # whose hidden states are not stored
+        sources.append(FeatureDataset(train, (), tokens=True, rows=rest))
     if study.augment.copies:
         store, rows = open_augmented(study)
         sources.append(FeatureDataset(store, (), tokens=True, rows=rows))
