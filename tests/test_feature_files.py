@@ -1,0 +1,204 @@
+import json
+import logging
+import mmap
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_study
+
+from nni_bertnas import feature_files, features
+from nni_bertnas.artifacts import RunDirectory
+from nni_bertnas.config import Study
+from nni_bertnas.data import load_task, make_loader, tokenize
+from nni_bertnas.errors import PhaseError
+from nni_bertnas.feature_files import SplitWriter, decode, encode, shard_rows, token_bytes
+from nni_bertnas.features import FeatureDataset, FeatureStore, ensure_features, open_features
+from nni_bertnas.phases import cell, supernet
+from nni_bertnas.teacher import load_teacher
+
+
+@pytest.fixture
+def writer(built: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SplitWriter:
+    """Of train at two edges in several shards."""
+    monkeypatch.setattr(feature_files, "_SHARD_TOKENS", 500)
+    teacher, tokenizer = load_teacher(built)
+    rows = tokenize(tokenizer, load_task(built.task).splits["train"], built.task.max_length)
+    return SplitWriter(tmp_path / "train", teacher, rows, [0, 2])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.glob("*.bin")}
+
+
+def test_shards_hold_every_row_once_and_about_as_many_word_pieces() -> None:
+    lengths = np.random.default_rng(0).integers(3, 60, 20_000)
+    shards = shard_rows(lengths)
+    assert [row for first, stop in shards for row in range(first, stop)] == list(range(len(lengths)))
+    sizes = [lengths[first:stop].sum() for first, stop in shards]
+    assert max(sizes) <= feature_files._SHARD_TOKENS + 60 and min(sizes[:-1]) >= feature_files._SHARD_TOKENS - 60
+    assert shard_rows(np.array([5])) == [(0, 1)]
+
+
+def test_damaged_and_missing_shards_alone_are_made_anew(
+    writer: SplitWriter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    index = writer.write()
+    before = contents(writer.folder)
+    assert index["num_shards"] == len(writer.rows) > 4
+    made: list[int] = []
+    inner = SplitWriter._write_shard
+    monkeypatch.setattr(SplitWriter, "_write_shard", lambda self, n: (made.append(n), inner(self, n))[1])
+    writer.write()
+    assert made == []
+    start, stop = writer._range("hidden_2", 3)
+    with (writer.folder / "hidden_2.bin").open("r+b") as file:  # one flipped bit
+        file.seek((start + stop) // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    os.truncate(writer.folder / "logits.bin", writer._range("logits", len(writer.rows) - 1)[1] - 1)
+    assert writer.write() == index
+    assert made == [3, len(writer.rows) - 1] and contents(writer.folder) == before
+    assert "shard 3 of" in caplog.text
+    (writer.folder / "hidden_0.bin").unlink()
+    writer.write()
+    assert contents(writer.folder) == before
+
+
+def test_an_interrupted_build_goes_on_where_it_stopped(writer: SplitWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = SplitWriter._write_shard
+
+    def stop_at_two(self: SplitWriter, number: int) -> dict:
+        if number == 2:
+            raise KeyboardInterrupt
+        return inner(self, number)
+
+    monkeypatch.setattr(SplitWriter, "_write_shard", stop_at_two)
+    with pytest.raises(KeyboardInterrupt):
+        writer.write()
+    with pytest.raises(PhaseError, match="bertnas features"):
+        FeatureStore(writer.folder)
+    made: list[int] = []
+    monkeypatch.setattr(SplitWriter, "_write_shard", lambda self, n: (made.append(n), inner(self, n))[1])
+    writer.write()
+    assert made == list(range(2, len(writer.rows)))
+    resumed = contents(writer.folder)
+    (writer.folder / feature_files.SHARDS).unlink()
+    writer.write()
+    assert contents(writer.folder) == resumed
+
+
+def test_a_changed_file_is_found_by_ensure_features(built_copy: Path) -> None:
+    study = tiny_study(built_copy)
+    ensure_features(study)
+    path = RunDirectory(study).features / "train" / "hidden_1.bin"
+    right = path.read_bytes()
+    path.write_bytes(right[:1000] + bytes(100) + right[1100:])
+    ensure_features(study)
+    assert path.read_bytes() == right
+    path.write_bytes(right)  # touched, not changed
+    ensure_features(study)
+    checked = json.loads((RunDirectory(study).features / features._CHECKED).read_text())
+    assert checked["train/hidden_1.bin"] == [len(right), path.stat().st_mtime_ns]
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("float16", 1e-3), ("bfloat16", 5e-3), ("int8", 2e-2)])
+def test_types_and_their_measured_errors(writer: SplitWriter, dtype: str, most: float) -> None:
+    exact = torch.randn(200, 32, generator=torch.Generator().manual_seed(0))
+    error = (decode(*encode(exact, dtype)) - exact).square().mean().sqrt() / exact.std()
+    assert 0 < error < most
+    writer.dtype = dtype
+    index = writer.write()
+    assert all(0 < value < most for value in index["error"].values())
+    size = sum((writer.folder / f"{name}.bin").stat().st_size for name in writer._shapes() if name != "logits")
+    assert size == index["num_tokens"] * token_bytes([0, 2], 32, dtype)
+    store = FeatureStore(writer.folder)
+    (hidden,) = store.hidden([2], [5])
+    with torch.inference_mode():
+        batch = writer.data.__getitems__([5])
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["mask"].long()}
+        expected = writer.teacher(**inputs, output_hidden_states=True).hidden_states[2]
+    assert hidden.dtype == torch.float32
+    assert (hidden - expected).square().mean().sqrt() / expected.std() < 2 * most
+
+
+def test_what_does_not_fit_into_half_precision_names_the_remedy(writer: SplitWriter) -> None:
+    norm = writer.teacher.base_model.encoder.layer[1].output.LayerNorm
+    with torch.no_grad():
+        norm.weight.mul_(1e6)
+    with pytest.raises(PhaseError, match=r"set features\.dtype to bfloat16"):
+        writer.write()
+    writer.dtype = "bfloat16"
+    writer.write()
+
+
+def test_a_disk_budget_stores_a_fixed_part(built_copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root, caplog.handler.level = built_copy, logging.WARNING
+    whole = open_features(tiny_study(root), "train")
+    dev_tokens = open_features(tiny_study(root), "dev").index["num_tokens"]
+    budget = (dev_tokens + whole.index["num_tokens"] / 2) * token_bytes([0, 1, 2], 32, "float16") / 1e9
+    study = tiny_study(root, name="subset", features={"max_gigabytes": budget})
+    shutil.copytree(root / "runs" / "tiny" / "teacher", root / "runs" / "subset" / "teacher")
+    result = ensure_features(study)
+    assert (
+        result["stored_rows"] == pytest.approx(len(whole) / 2, abs=10) and "are stored, always the same" in caplog.text
+    )
+    hidden_bytes = sum(file.stat().st_size for file in RunDirectory(study).features.rglob("hidden_*.bin"))
+    assert hidden_bytes <= budget * 1e9
+    part = open_features(study, "train")
+    assert len(part) == len(whole) and len(part.rows) == result["stored_rows"]
+    assert np.array_equal(part.logits, whole.logits)
+    for row in part.rows[:5]:
+        assert torch.equal(part.hidden([1], [row])[0], whole.hidden([1], [row])[0])
+    assert part.variance(2) == pytest.approx(whole.variance(2))
+    cell.run(study, 0, 1)  # searches on the part
+    with pytest.raises(PhaseError, match=r"max_gigabytes 1e-06 is too little .* set it to "):
+        ensure_features(tiny_study(root, name="subset", features={"max_gigabytes": 1e-6}))
+
+
+def test_live_gives_what_a_store_gives(built_copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = open_features(tiny_study(built_copy), "train")
+    study = tiny_study(
+        built_copy, name="live", supernet={"epochs": 1}, cell={"strategy": "random", "depths": [1]},
+        features={"max_gigabytes": 1e-6, "over_budget": "live"},
+    )  # fmt: skip
+    shutil.copytree(built_copy / "runs" / "tiny" / "teacher", built_copy / "runs" / "live" / "teacher")
+    ensure_features(study)
+    assert "the teacher runs live" in caplog.text
+    live = open_features(study, "train")
+    assert not (RunDirectory(study).features / "train" / "hidden_1.bin").stat().st_size
+    rows = [3, 40, 41]
+    mask = FeatureDataset(whole, (), rows=rows).__getitems__([0, 1, 2])["mask"]
+    for one, other in zip(live.hidden([0, 2], rows), whole.hidden([0, 2], rows), strict=True):
+        torch.testing.assert_close(one[mask], other[mask], rtol=2e-3, atol=2e-3)
+    assert live.variance(1) == pytest.approx(whole.variance(1))
+    for block in (0, 1):
+        cell.run(study, block, 1)
+    from nni_bertnas.phases import block as block_phase
+
+    for block in (0, 1):
+        block_phase.run(study, block)
+    assert supernet.run(study, 0)["student"]["dev_accuracy"] >= 0
+
+
+def test_pages_are_given_back(writer: SplitWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer.write()
+    store = FeatureStore(writer.folder)
+    expected = [batch["hidden"][0] for batch in make_loader(FeatureDataset(store, (2,)), 8, shuffle=False)]
+    given: list[int] = []
+
+    class Map(mmap.mmap):
+        def madvise(self, option: int) -> None:  # type: ignore[override]
+            given.append(option)
+            super().madvise(option)
+
+    monkeypatch.setattr(mmap, "mmap", Map)
+    monkeypatch.setattr(features, "_RESIDENT_BYTES", 10_000)
+    fresh = FeatureDataset(FeatureStore(writer.folder), (2,))
+    for batch, one in zip(make_loader(fresh, 8, shuffle=False), expected, strict=True):
+        assert torch.equal(batch["hidden"][0], one)
+    assert len(given) > 5 and set(given) == {mmap.MADV_DONTNEED}
