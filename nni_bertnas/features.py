@@ -178,7 +178,7 @@ class FeatureStore:
         ]
         return [decode(*part).view(shape) for part in parts]
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not in inference mode, whose tensors no gradient may pass
     def _run_teacher(self, edges: Sequence[int], rows: Any) -> list[Tensor]:
         batch = {
             name: value.to(best_device()) for name, value in token_batch(self, rows, self.index["pad_token_id"]).items()
