@@ -11,6 +11,7 @@ from nni_bertnas.config import Study
 from nni_bertnas.distill import LOGIT_LOSSES, hidden_loss
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.features import FeatureStore
+from nni_bertnas.row_sparse import RowSparseAdamW, clip_gradients
 from nni_bertnas.scoring import Scorer, label_loss, model_inputs
 from nni_bertnas.tasks import task_spec
 from nni_bertnas.teacher import task_note
@@ -110,6 +111,7 @@ class StudentDistillation(pl.LightningModule):
         self.study = study
         self.scorer = Scorer(task_spec(study.task))
         self.steps = steps
+        student.embeddings.word.sparse = study.supernet.sparse_embeddings  # its gradient; nothing that is saved
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The weighted sum of the three losses of one batch."""
@@ -144,4 +146,9 @@ class StudentDistillation(pl.LightningModule):
         groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if id(p) not in own]}]
         if not self.study.student.freeze_embeddings:
             groups.append({"params": embeddings, "lr": config.embedding_learning_rate})
-        return adamw_linear(groups, config.learning_rate, config.weight_decay, config.warmup, self.steps)
+        shape = config.learning_rate, config.weight_decay, config.warmup, self.steps
+        return adamw_linear(groups, *shape, RowSparseAdamW if config.sparse_embeddings else torch.optim.AdamW)
+
+    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, **_: Any) -> None:
+        """Called by Lightning, whose own clipping takes no sparse gradients."""
+        clip_gradients(self.parameters(), gradient_clip_val)

@@ -262,6 +262,7 @@ def _phase(study: Study, study_path: Path, name: str, console: "Console") -> Non
 
     from nni_bertnas.experiments import PHASES, make_config, run_experiment
     from nni_bertnas.features import study_edges
+    from nni_bertnas.preload import server
     from nni_bertnas.report import record_seconds
 
     phase_module = PHASES[name]
@@ -291,7 +292,8 @@ def _phase(study: Study, study_path: Path, name: str, console: "Console") -> Non
                     console.print(f"{name}: {_describe(job)}", highlight=False)
             bar.update(task, completed=len(done), description=address)
 
-        run_experiment(make_config(study, study_path, name, units), study.nni.port, show)
+        with server() as address:
+            run_experiment(make_config(study, study_path, name, units, address), study.nni.port, show)
     record_seconds(study, name, time.perf_counter() - start)
 
 

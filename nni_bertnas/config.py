@@ -241,6 +241,7 @@ class SupernetConfig:
     batch_size: Positive = 32  # rows
     learning_rate: Rate = 1e-3
     embedding_learning_rate: Rate = 1e-3
+    sparse_embeddings: bool = True  # a step moves the rows of the words in its batch; false: the whole matrix
     weight_decay: Weight = 0.01
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1  # share of all steps
 

@@ -28,7 +28,9 @@ _POLL_SECONDS = 1.0
 Progress = Callable[[list[Any], str], None]  # takes NNI's trial jobs and the web UI's address
 
 
-def make_config(study: Study, study_path: Path, phase: str, units: list[dict[str, Any]]) -> "ExperimentConfig":
+def make_config(
+    study: Study, study_path: Path, phase: str, units: list[dict[str, Any]], address: str | None = None
+) -> "ExperimentConfig":
     """The NNI experiment of one phase: a grid over its units, one trial each.
 
     Args:
@@ -36,12 +38,14 @@ def make_config(study: Study, study_path: Path, phase: str, units: list[dict[str
         study_path: Its file, which the trials read.
         phase: A key of PHASES.
         units: All units of the phase; NNI makes the trials in their order, which is the grid's.
+        address: Of the server that starts trials quickly, see :mod:`~nni_bertnas.preload`.
     """
     from nni.experiment.config import AlgorithmConfig, ExperimentConfig
 
     config = ExperimentConfig("local")
     config.experiment_name = f"{study.name} {phase}"
-    command = [sys.executable, "-m", f"trials.{phase}", "--study", str(study_path.resolve())]
+    quick = [] if address is None else ["nni_bertnas.preload", address]
+    command = [sys.executable, "-m", *quick, f"trials.{phase}", "--study", str(study_path.resolve())]
     config.trial_command = shlex.join(command)
     config.trial_code_directory = str(Path.cwd())
     config.trial_concurrency = 1 if phase == "supernet" else study.nni.concurrency

@@ -105,9 +105,16 @@ def fit(
         raise KeyboardInterrupt from error
 
 
-def adamw_linear(groups: Any, learning_rate: float, weight_decay: float, warmup: float, steps: int) -> dict[str, Any]:
+def adamw_linear(
+    groups: Any,
+    learning_rate: float,
+    weight_decay: float,
+    warmup: float,
+    steps: int,
+    kind: type[torch.optim.AdamW] = torch.optim.AdamW,
+) -> dict[str, Any]:
     """AdamW whose rate rises over the first `warmup` share of `steps` and then falls to 0, by step."""
-    optimizer: Optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
+    optimizer: Optimizer = kind(groups, lr=learning_rate, weight_decay=weight_decay)
     rising = max(1, round(warmup * steps))
 
     def scale(step: int) -> float:
