@@ -1,13 +1,13 @@
-"""Where the time of a training step goes: the teacher's, the student's with three ways to train its embedding, a cell's.
+"""Where the time of a training step goes: the teacher's, the student's, a cell's.
 
     python benchmarks/steps.py --glue GLUE_FOLDER [--rows 3000] [--repeats 60] [--threads 2]
 
-On SST-2 with MiniLM as the teacher, fine-tuned for a moment only, as its answers do not matter here. What is compared is
-measured in turns, batch by batch, in one process; figures are medians. A fetch is a batch's inputs and targets out of the
-store, files in the page cache, against the teacher running for them. A cell's step is that of a whole search through NNI,
-divided by its steps: one path (`fit_cells`) and DARTS with all eleven operations. The machine's peak is that of
-a product of two square matrices of single precision. Everything goes to benchmarks/results/steps.json; the last line
-is one JSON object.
+On SST-2 with MiniLM as the teacher, fine-tuned for a moment only, as its answers do not matter here. What is compared
+is measured in turns, batch by batch, in one process; figures are medians. A fetch is a batch's inputs and targets out
+of the store, files in the page cache, against the teacher running for them. A cell's step is that of a whole search
+through NNI, divided by its steps: one path (`fit_cells`) and DARTS with all eleven operations. The machine's peak is
+that of a product of two square matrices of single precision. Everything goes to benchmarks/results/steps.json; the last
+line is one JSON object.
 """
 
 import argparse
