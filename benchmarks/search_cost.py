@@ -1,0 +1,197 @@
+"""What comes before and around the training: building and reading the store, its size in memory, the start of a trial.
+
+    python benchmarks/search_cost.py --glue GLUE_FOLDER [--parts store start memory] [--threads 2]
+
+On SST-2 with MiniLM as the teacher, fine-tuned for a moment only, as its answers do not matter here. `store`: building
+against one plain inference pass over the same rows, in turns. `start`: how long a trial with one cell and 64 rows takes
+from NNI's start to its end, which is an upper bound of its first step, with and without the process that has loaded the
+libraries; beside it what the plain imports take. `memory`: stores of up to 400,000 rows, made by repeating real ones,
+each built and read once in a process of its own whose greatest resident size is taken. Everything goes to
+benchmarks/results/search_cost.json, part by part; search_cost.png is a plot; the last line is one JSON object.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from steps import make_study
+
+from nni_bertnas import quiet_libraries
+from nni_bertnas.artifacts import RunDirectory
+from nni_bertnas.config import Study, study_to_yaml
+from nni_bertnas.data import LengthBatches, load_task, make_loader, tokenize
+from nni_bertnas.experiments import make_config, run_experiment
+from nni_bertnas.feature_files import _BATCH_SIZE, SplitWriter
+from nni_bertnas.features import FeatureDataset, FeatureStore, ensure_features, study_edges
+from nni_bertnas.preload import server
+from nni_bertnas.scoring import model_inputs
+from nni_bertnas.teacher import ensure_teacher, load_teacher
+
+HERE = Path(__file__).parent
+IMPORTS = "import nni, torch, pytorch_lightning"
+SIZES = (25_000, 50_000, 100_000, 400_000)
+
+
+def measure_store(study: Study) -> dict[str, Any]:
+    """Building over plain inference, five rounds."""
+    teacher, tokenizer = load_teacher(study)
+    data = tokenize(tokenizer, load_task(study.task).splits["train"], study.task.max_length)
+    folder = RunDirectory(study).root / "store"
+    seconds: dict[str, list[float]] = {"plain": [], "build": []}
+    for _ in range(5):
+        start = time.perf_counter()
+        with torch.inference_mode():
+            for rows in LengthBatches(data.lengths, _BATCH_SIZE, shuffle=False):
+                teacher(**model_inputs(teacher, data.__getitems__(rows)))
+        seconds["plain"].append(time.perf_counter() - start)
+        shutil.rmtree(folder, ignore_errors=True)
+        start = time.perf_counter()
+        SplitWriter(folder, teacher, data, study_edges(study)).write()
+        seconds["build"].append(time.perf_counter() - start)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    shutil.rmtree(folder)
+    return {
+        "rows": len(data),
+        "tokens": int(data.offsets[-1]),
+        "seconds": seconds,
+        "build_over_plain": median(seconds["build"]) / median(seconds["plain"]),
+        "bytes_per_token": size / int(data.offsets[-1]),
+    }
+
+
+def measure_start(study: Study) -> dict[str, Any]:
+    """Lengths of trials that do next to nothing, in seconds."""
+    result: dict[str, Any] = {}
+    imports = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-W", "ignore", "-c", IMPORTS], check=True)
+        imports.append(time.perf_counter() - start)
+    result["plain_imports"] = median(imports)
+    cell = dataclasses.replace(study.cell, strategy="random", samples=1, epochs=1, max_rows=64, depths=[1])
+    study = dataclasses.replace(study, cell=cell, nni=dataclasses.replace(study.nni, concurrency=1))
+    path = RunDirectory(study).root / "start.yml"
+    path.write_text(study_to_yaml(study))
+    units = [{"block": block, "depth": 1} for block in range(3)]
+    for name, quick in (("alone", False), ("forked", True)):
+        shutil.rmtree(RunDirectory(study).root / "cell", ignore_errors=True)
+        found: dict[str, float] = {}
+
+        def show(jobs: list[Any], address: str, found: dict[str, float] = found) -> None:
+            found |= {job.trialJobId: (job.endTime - job.startTime) / 1000 for job in jobs if job.endTime}
+
+        with server() as address:
+            run_experiment(make_config(study, path, "cell", units, address if quick else None), 8280, show)
+        result[name] = sorted(found.values())
+    result["forked_over_imports"] = median(result["forked"]) / result["plain_imports"]
+    return result
+
+
+def build_and_read(study: Study, rows: int) -> dict[str, Any]:
+    """A store of so many rows, in this process."""
+    teacher, tokenizer = load_teacher(study)
+    train = load_task(study.task).splits["train"]
+    some = train.take([number % len(train) for number in range(rows)])
+    start = time.perf_counter()
+    data = tokenize(tokenizer, some, study.task.max_length)
+    folder = RunDirectory(study).root / f"store-{rows}"
+    shutil.rmtree(folder, ignore_errors=True)
+    SplitWriter(folder, teacher, data, study_edges(study)).write()
+    built = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    store = FeatureStore(folder)
+    for batch in make_loader(FeatureDataset(store, store.edges), 64, shuffle=True):
+        assert len(batch["hidden"]) == len(store.edges)
+    result = {
+        "rows": rows,
+        "tokens": int(data.offsets[-1]),
+        "bytes": sum(file.stat().st_size for file in folder.iterdir()),
+        "build_seconds": built - start,
+        "read_seconds": time.perf_counter() - built,
+        "building_mib": before / 1024,
+        "resident_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    shutil.rmtree(folder)
+    return result
+
+
+def measure_memory(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """All sizes, each in a process of its own."""
+    found = []
+    for rows in options.sizes:
+        command = [
+            sys.executable,
+            __file__,
+            "--glue",
+            options.glue,
+            "--threads",
+            str(options.threads),
+            "--build",
+            str(rows),
+        ]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+        print(found[-1], flush=True)
+    return found
+
+
+def plot(sizes: list[dict[str, Any]], path: Path) -> None:
+    """Seconds and resident memory over rows."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    for place, (name, label) in enumerate((("build_seconds", "seconds to build"), ("resident_mib", "resident, MiB"))):
+        axes = figure.add_subplot(1, 2, place + 1)
+        axes.plot([one["rows"] for one in sizes], [one[name] for one in sizes], "o-")
+        axes.set_xlabel("rows")
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=0)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Measure what is asked for, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--glue", required=True, help="folder that holds SST-2/")
+    parser.add_argument(
+        "--parts", nargs="+", choices=("store", "start", "memory"), default=["store", "start", "memory"]
+    )
+    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
+    parser.add_argument("--rows", type=int, default=3000)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--build", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "search_cost.json")
+    options = parser.parse_args()
+    quiet_libraries()
+    torch.set_num_threads(options.threads)
+    study = make_study(options)
+    ensure_teacher(study)
+    ensure_features(study)
+    if options.build:
+        print(json.dumps(build_and_read(study, options.build)))
+        return
+    result = json.loads(options.output.read_text()) if options.output.exists() else {}
+    for part in options.parts:
+        if part == "memory":
+            result[part] = measure_memory(options)
+            plot(result[part], options.output.with_suffix(".png"))
+        else:
+            result[part] = {"store": measure_store, "start": measure_start}[part](study)
+        options.output.write_text(json.dumps(result, indent=1))
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
