@@ -6,6 +6,7 @@ raises one :class:`ConfigError` with a dotted path for each.
 
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -286,7 +287,9 @@ class NniConfig:
     """How `bertnas` starts NNI experiments."""
 
     port: Annotated[int, Field(ge=1024, le=65535)] = 8080  # of the web UI; the next free one is taken
-    concurrency: Positive = 2  # cell and block trials at a time; supernet trials go one by one, as they measure latency
+    # cell and block trials at a time; null: one per core, no more than there are, 2 GiB each; supernet trials go one by
+    # one, as they measure latency
+    concurrency: Positive | None = None
     threads: Positive | None = None  # per cell or block trial; null: cores / concurrency
 
 
@@ -310,11 +313,23 @@ class Study:
     tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
     nni: NniConfig = dataclasses.field(default_factory=NniConfig)
 
+    @property
+    def concurrency(self) -> int:
+        """Cell and block trials at a time."""
+        blocks = self.teacher.num_blocks or len(self.teacher.boundaries or range(4)) - 1
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 62
+        return self.nni.concurrency or max(1, min(num_cores(), blocks * len(self.cell.depths), memory >> 31))
+
     @model_validator(mode="after")
     def _loss_fits(self) -> "Study":
         if self.task.regression and self.distill.logit_loss != "mse":
             raise ValueError("distill.logit_loss must be mse for regression, whose one score has no softmax")
         return self
+
+
+def num_cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _ADAPTER = TypeAdapter(Study)

@@ -35,7 +35,7 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.in
 SCALE = torch.float32  # of 8-bit values, one per word piece
 LOGITS = torch.float16
 INDEX, SHARDS = "index.json", "shards.json"
-_SHARD_TOKENS = 1 << 16
+_SHARD_TOKENS = 1 << 15
 _BATCH_SIZE = 64  # rows
 _READ_BYTES = 1 << 24
 

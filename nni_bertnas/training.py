@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import os
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +25,8 @@ import pytorch_lightning as pl  # noqa: E402
 
 logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
 
+from nni_bertnas.config import num_cores  # noqa: E402
+
 Report = Callable[[Mapping[str, float]], None]  # takes the metrics of one epoch
 
 
@@ -36,7 +37,7 @@ def best_device() -> torch.device:
 
 def set_threads(concurrency: int, threads: int | None) -> None:
     """Give this process its share of the cores, so that concurrent trials do not fight over them."""
-    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // concurrency))
+    torch.set_num_threads(threads or max(1, num_cores() // concurrency))
 
 
 class EpochReport(pl.Callback):

@@ -4,6 +4,7 @@ from typing import get_args, get_type_hints
 import pytest
 import yaml
 
+from nni_bertnas import config
 from nni_bertnas.config import (
     CellConfig,
     DistillConfig,
@@ -163,3 +164,12 @@ def test_a_wrong_nni_file_is_refused(tmp_path: Path, old: str, new: str, message
     path.write_text(text.replace(old, new))
     problems = check_nni_yaml(path)
     assert any(message in problem for problem in problems), problems
+
+
+def test_concurrency_fits_the_machine_and_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "num_cores", lambda: 16)
+    monkeypatch.setattr(config.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1 << 12, "SC_PHYS_PAGES": 5 << 19}[name])
+    assert parse_study({"name": "x", "cell": {"depths": [1]}}).concurrency == 3  # blocks
+    assert parse_study({"name": "x", "teacher": {"boundaries": [0, 3, 6]}}).concurrency == 4  # blocks and depths
+    assert parse_study({"name": "x", "cell": {"depths": [1, 2, 3, 4]}}).concurrency == 5  # 10 GiB
+    assert parse_study({"name": "x", "nni": {"concurrency": 7}}).concurrency == 7
