@@ -187,6 +187,8 @@ class CellConfig:
     # multi-trial strategies
     samples: Positive = 12  # architectures tried per (block, depth)
     population: Annotated[int, Field(ge=2)] = 20  # evolution
+    halvings: Natural = 0  # random: how often the worse half is dropped and the rest trained on, on twice as many rows
+    patience: Positive | None = None  # the search ends when so many samples in a row have not lowered the best by 1 %
     # cost inside the search, of a cell's operations together
     cost: Literal["num_params", "num_flops", "latency_ms"] | None = None
     cost_weight: Weight = 0.0  # differentiable strategies: of expected cost / greatest cost, added to the loss
@@ -203,6 +205,10 @@ class CellConfig:
             raise ValueError(
                 "cost must say what cost_weight and max_cost are about: num_params, num_flops or latency_ms"
             )
+        if self.halvings and self.strategy != "random":
+            raise ValueError(f"halvings is for random, whose samples do not depend on scores, not for {self.strategy}")
+        if self.patience is not None and (one_shot or self.strategy == "random_one_shot"):
+            raise ValueError(f"patience counts samples, and {self.strategy} trains none; set stable_epochs")
         if self.temperature[0] < self.temperature[1]:
             raise ValueError(f"temperature must fall, got {self.temperature}")
         differentiable = self.strategy in ("darts", "gumbel_darts", "proxyless")
@@ -238,6 +244,7 @@ class SupernetConfig:
     latency_threads: Positive = 1  # at which teacher, candidates and student are measured side by side
     budget: BudgetConfig = dataclasses.field(default_factory=BudgetConfig)
     epochs: Positive = 4
+    patience: Positive | None = None  # training ends after so many epochs without a better score on dev
     epoch_rows: Annotated[int, Field(ge=16)] | None = None  # an epoch is the next so many rows; null: all of them
     batch_size: Positive = 32  # rows
     learning_rate: Rate = 1e-3

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -234,8 +235,13 @@ class DistillationEvaluator(Lightning):
             raise CandidateError(f"its block score is {scores}; a lower cell.learning_rate may help")
         return scores
 
-    def fit_cells(self, cells: Sequence[nn.Module], epochs: int) -> list[float]:
-        """Train cells from the weights they have on all rows there are for training, and score them on dev.
+    def fit_cells(self, cells: Sequence[nn.Module], epochs: int, share: float = 1.0) -> list[float]:
+        """Train cells from the weights they have on the rows there are for training, and score them on dev.
+
+        Args:
+            cells: One per block.
+            epochs: Of training.
+            share: Of the rows; always the same ones.
 
         Returns:
             Their block scores, see :func:`block_scores`.
@@ -244,7 +250,7 @@ class DistillationEvaluator(Lightning):
             CandidateError: A score is not a finite number.
         """
         if epochs:
-            loader = self._loader(self.rows, "train")
+            loader = self._loader(self.rows[: math.ceil(share * len(self.rows))], "train")
             # A fresh trainer every time, as Lightning's keep their state.
             trainer = self._trainer(epochs, clip=True)
             Lightning(self._module(epochs * len(loader)), trainer, loader).evaluate(Cells(cells))

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _GRID_LIMIT = 2000  # architectures
+_PLATEAU = 0.01  # a score that is not lower by this share is no progress
 _LIKELY = 5000  # most probable architectures among which affordable ones are looked for
 
 
@@ -343,7 +344,11 @@ def most_probable(
 
 
 def search_random(search: Search) -> list[Found]:
-    """Random search (Li and Talwalkar, arXiv 1902.07638): sampled architectures, each trained on its own."""
+    """Random search (Li and Talwalkar, arXiv 1902.07638): sampled architectures, each trained on its own.
+
+    With `halvings`, successive halving (Jamieson and Talwalkar, arXiv 1502.07943): the better half is trained on, on
+    twice as many rows.
+    """
     from nni.nas.strategy import Random
 
     return _trials(search, Random(seed=search.seed), search.config.samples)
@@ -407,26 +412,41 @@ def write(choice: Choice) -> str:
 
 
 def _trials(search: Search, strategy: Any, max_trials: int | None) -> list[Found]:
-    evaluator = search.make_evaluator()
+    evaluator, config = search.make_evaluator(), search.config
     trained: dict[str, Found | None] = {}
+    best, since_best = math.inf, 0
+
+    def train(architecture: Architecture, cells: Sequence[Cell], share: float) -> Found | None:
+        try:
+            scores = evaluator.fit_cells(cells, config.epochs, share)
+        except CandidateError as error:
+            _log.warning("%s: %s", spell(architecture), error)
+            return None
+        return search.found(architecture, cells, scores)
 
     def metric(sample: Mapping[str, Choice]) -> float:
+        nonlocal best, since_best
         architecture = search.space.canonical(sample)
         name = spell(architecture)
         if name not in trained:
+            if since_best == config.patience:
+                return -1e9  # nothing more is trained
             cells = [search.space.build(architecture) for _ in search.space.cells]
             evaluator.start_maps(cells)
-            try:
-                scores = evaluator.fit_cells(cells, search.config.epochs)
-                trained[name] = search.found(architecture, cells, scores)
-            except CandidateError as error:
-                _log.warning("%s: %s", name, error)
-                trained[name] = None
+            trained[name] = found = train(architecture, cells, 0.5**config.halvings)
+            better = found is not None and found.score < (1 - _PLATEAU) * best
+            best, since_best = (found.score, 0) if found is not None and better else (best, since_best + 1)
         found = trained[name]
         return -1e9 if found is None else -found.score
 
     search.run_trials(metric, strategy, max_trials)
-    return [found for found in trained.values() if found is not None]
+    alive = [found for found in trained.values() if found is not None]
+    for halving in reversed(range(config.halvings)):
+        alive = sorted(alive, key=lambda one: one.score)[: max(config.candidates, -(-len(alive) // 2))]
+        for number, found in enumerate(alive):
+            cells = [cell.train() for cell in found.cells]
+            alive[number] = train(found.architecture, cells, 0.5**halving) or found
+    return alive
 
 
 STRATEGIES: dict[str, Callable[[Search], list[Found]]] = {

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -209,3 +210,11 @@ def test_commands_report_errors_without_a_traceback(tmp_path: Path, capsys: pyte
     assert "bertnas run" in capsys.readouterr().err
     assert main(["teacher", str(path)]) == 0
     assert json.loads((tmp_path / "runs/tiny/teacher/result.json").read_text())["fine_tuned"]
+
+
+def test_a_supernet_without_progress_ends_early(finished: tuple[Study, dict]) -> None:
+    study, recorder = finished[0], Recorder()
+    settings = dataclasses.replace(study.supernet, epochs=6, patience=1, learning_rate=1e-12)
+    student = dataclasses.replace(study.student, freeze_embeddings=True)
+    supernet.run(dataclasses.replace(study, supernet=settings, student=student), 5, tracker=recorder)
+    assert [metrics["epoch"] for metrics in recorder.epochs] == [0, 1]

@@ -14,9 +14,9 @@ from conftest import tiny_study
 from test_search import WIDTH, write_planted_store
 
 from nni_bertnas import evaluator
-from nni_bertnas.config import CellConfig
+from nni_bertnas.config import CellConfig, parse_study
 from nni_bertnas.cost import operation_costs
-from nni_bertnas.errors import ConfigError
+from nni_bertnas.errors import CandidateError, ConfigError
 from nni_bertnas.evaluator import DistillationEvaluator, block_scores
 from nni_bertnas.features import FeatureStore
 from nni_bertnas.strategies import (
@@ -355,3 +355,42 @@ def test_a_budget_that_hardly_anything_meets_says_so(convolution: Stores, tmp_pa
     )
     with pytest.raises(ConfigError, match="none of 100 drawn is cheap enough"):
         run(search)
+
+
+def test_halving_trains_the_better_half_on_twice_the_rows(
+    convolution: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[float] = []
+    inner = DistillationEvaluator.fit_cells
+
+    def fit_cells(self: DistillationEvaluator, cells: Sequence[Any], epochs: int, share: float = 1.0) -> list[float]:
+        shares.append(share)
+        if len(shares) == 5:
+            raise CandidateError("diverged")  # that candidate keeps what it had
+        return inner(self, cells, epochs, share)
+
+    monkeypatch.setattr(DistillationEvaluator, "fit_cells", fit_cells)
+    search = make_search(convolution, tmp_path, "random", samples=4, halvings=2, candidates=1, epochs=8)
+    found = run(search)
+    assert shares == [0.25] * 4 + [0.5] * 2 + [1.0]
+    assert len(found) == 1 and dict(found[0].architecture) == {"layer_0": "convolution_3"}
+
+
+def test_a_plateau_ends_the_sampling(convolution: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.5, 0.4, 0.399, 0.41, 0.1])
+    monkeypatch.setattr(DistillationEvaluator, "fit_cells", lambda self, cells, epochs, share=1.0: [next(scores)])
+    operations = ("max_pool_3", "average_pool_3", "convolution_1", "convolution_3", "convolution_5")
+    found = run(make_search(convolution, tmp_path, "random", operations, samples=5, patience=2))
+    assert [one.score for one in found] == [0.399, 0.4, 0.41, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"strategy": "evolution", "halvings": 1}, "halvings is for random"),
+        ({"strategy": "darts", "patience": 3}, "patience counts samples"),
+    ],
+)
+def test_schedules_that_do_not_fit_a_strategy_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_study({"name": "x", "cell": settings})

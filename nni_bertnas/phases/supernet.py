@@ -206,7 +206,7 @@ def _distill(
 ) -> tuple["StudentForSequenceClassification", dict[str, Any]]:
     """Chain the cells and train the student end to end."""
     from nni_bertnas.chain import StudentDistillation, check_chain, new_student
-    from nni_bertnas.training import EpochReport, KeepBest, fit
+    from nni_bertnas.training import EpochReport, KeepBest, fit, pl
 
     config, metric = study.supernet, f"dev_{task_spec(study.task).metric}"
     train = open_features(study, "train")
@@ -224,8 +224,10 @@ def _distill(
     loader = make_stream(sources, config.batch_size, seed=seed, epoch_rows=config.epoch_rows)
     module = StudentDistillation(student, parts.cells, train, study, len(loader) * config.epochs).train()
     best = KeepBest(metric, student)
-    report = EpochReport(lambda metrics: tracker.epoch(metrics, metric))
-    fit(module, loader, dev_loader, config.epochs, [best, report])
+    callbacks = [best, EpochReport(lambda metrics: tracker.epoch(metrics, metric))]
+    if config.patience is not None:
+        callbacks.append(pl.callbacks.EarlyStopping(metric, mode="max", patience=config.patience))
+    fit(module, loader, dev_loader, config.epochs, callbacks)
     return student.eval(), {"chain_difference": difference, "epoch_of_best": best.epoch}
 
 
