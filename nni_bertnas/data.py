@@ -23,6 +23,7 @@ from nni_bertnas.tasks import task_spec
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_TOKENIZER_ROWS = 10_000  # at a time
 _SPLIT_SEED = 20  # fixed for good: scores of different studies stay comparable
 _log = logging.getLogger(__name__)
 
@@ -140,18 +141,23 @@ def tokenize(tokenizer: "PreTrainedTokenizerBase", rows: Rows, max_length: int) 
     Of a pair, the longer text is cut first.
     """
     texts = [rows.texts] if rows.pairs is None else [rows.texts, rows.pairs]
-    encoded = tokenizer(
-        *texts,
-        truncation="longest_first",
-        max_length=max_length,
-        return_attention_mask=False,
-        return_token_type_ids=True,
-    )
-    if cut := count_cut(encoded, max_length):
+    ids: list[np.ndarray] = []
+    types: list[np.ndarray] = []
+    cut = 0
+    for first in range(0, len(rows), _TOKENIZER_ROWS):  # a tokenizer's output takes kilobytes a row
+        encoded = tokenizer(
+            *(side[first : first + _TOKENIZER_ROWS] for side in texts),
+            truncation="longest_first",
+            max_length=max_length,
+            return_attention_mask=False,
+            return_token_type_ids=True,
+        )
+        cut += count_cut(encoded, max_length)
+        ids += [np.asarray(one, np.int32) for one in encoded["input_ids"]]
+        types += [np.asarray(one, np.uint8) for one in encoded["token_type_ids"]]
+    if cut:
         _log.warning("%d of %d texts were cut to task.max_length = %d word pieces", cut, len(rows), max_length)
-    return TokenDataset(
-        encoded["input_ids"], rows.labels, tokenizer.pad_token_id or 0, token_types=encoded["token_type_ids"]
-    )
+    return TokenDataset(ids, rows.labels, tokenizer.pad_token_id or 0, token_types=types)
 
 
 def count_cut(encoded: Any, max_length: int) -> int:
@@ -259,10 +265,10 @@ class TokenDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
 
     def __init__(
         self,
-        encoded: list[list[int]],
+        encoded: Sequence[Any],
         labels: Sequence[float],
         pad_token_id: int = 0,
-        token_types: list[list[int]] | None = None,
+        token_types: Sequence[Any] | None = None,
     ) -> None:
         self.pad_token_id = pad_token_id
         self.offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in encoded])]).astype(np.int64)
