@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _CHECKED = "checked.json"  # size and time of every file when its checksums were last right
-_RESIDENT_BYTES = 1 << 19  # gathered from a file before its pages are given back; a hundred times as much may be mapped
+_RESIDENT_BYTES = 1 << 22  # gathered from a file before its pages are given back; a hundred times as much may be mapped
 _SUBSET_SEED = 20
 
 
