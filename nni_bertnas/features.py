@@ -7,7 +7,7 @@ shared storage any number of machines does.
 
 import json
 import logging
-import mmap
+import os
 import time
 from collections.abc import Sequence
 from functools import cached_property
@@ -32,40 +32,40 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _CHECKED = "checked.json"  # size and time of every file when its checksums were last right
-_RESIDENT_BYTES = 1 << 22  # gathered from a file before its pages are given back; a hundred times as much may be mapped
 _SUBSET_SEED = 20
 
 
-class _Mapped:
-    """A file of rows, mapped into memory, whose pages are given back before they pile up."""
+class _RowFile:
+    """A file of rows of equal width, read in pieces.
+
+    Not mapped into memory: the system maps a hundred times what is gathered (large folios), so that reading a store
+    of 400,000 rows at random took its whole size in resident memory. One read call per piece is as fast.
+    """
 
     def __init__(self, path: Path, width: int, dtype: torch.dtype, count: int) -> None:
-        self._gathered = 0
-        self._map: mmap.mmap | None = None
-        self.values = torch.empty((0, width), dtype=dtype)
+        self._row_bytes, self._dtype = width * dtype.itemsize, dtype
         try:
-            if path.stat().st_size != count * width * dtype.itemsize:
+            if path.stat().st_size != count * self._row_bytes:
                 raise OSError
-            if count:
-                with path.open("rb") as file:
-                    # Nobody writes; but torch wants memory that could be written to.
-                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-                self.values = torch.frombuffer(self._map, dtype=dtype).view(-1, width)
-        except (OSError, ValueError) as error:
+            self._file = path.open("rb", buffering=0)
+        except OSError as error:
             raise PhaseError(f"{path} is missing or damaged; mend the store with: bertnas features STUDY") from error
 
-    def __getitem__(self, positions: Tensor) -> Tensor:
-        """Rows `(n, width)` of a row number each, `(n,)`."""
-        rows = self.values.index_select(0, positions)
-        self._gathered += rows.numel() * rows.element_size()
-        if self._gathered > _RESIDENT_BYTES and self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
-            self._gathered = 0
-        return rows
+    def read(self, starts: np.ndarray, counts: np.ndarray) -> Tensor:
+        """Pieces that start at some row, `(batch,)`, of some rows each, `(batch,)`: `(batch, longest, width)`.
+
+        What lies beyond a piece's end is zero.
+        """
+        buffer = np.zeros((len(starts), int(counts.max()) * self._row_bytes), np.uint8)
+        number, size = self._file.fileno(), self._row_bytes
+        for piece, start, stop in zip(buffer, (starts * size).tolist(), (counts * size).tolist(), strict=True):
+            if os.preadv(number, [piece[:stop]], start) != stop:  # by position: threads may share the file
+                raise PhaseError(f"{self._file.name} became shorter; mend the store with: bertnas features STUDY")
+        return torch.from_numpy(buffer).view(self._dtype).view(len(starts), int(counts.max()), -1)
 
 
 class FeatureStore:
-    """One split of a store, opened for reading; files are mapped when first used.
+    """One split of a store, opened for reading; files are opened when first used.
 
     Args:
         folder: Of the split.
@@ -118,7 +118,8 @@ class FeatureStore:
     @cached_property
     def logits(self) -> np.ndarray:
         """The teacher's, `(num_rows, num_labels)`."""
-        return _Mapped(self.folder / "logits.bin", self.index["num_labels"], LOGITS, len(self)).values.numpy()
+        file = _RowFile(self.folder / "logits.bin", self.index["num_labels"], LOGITS, len(self))
+        return file.read(np.zeros(1, int), np.array([len(self)]))[0].numpy()
 
     @property
     def live(self) -> bool:
@@ -135,14 +136,14 @@ class FeatureStore:
         return hidden_offsets(self.lengths, self._array("stored"))
 
     @cached_property
-    def _hidden(self) -> dict[str, _Mapped]:
+    def _hidden(self) -> dict[str, _RowFile]:
         count, dtype = self.index["num_hidden_tokens"], self.index["dtype"]
         files = {}
         for edge in self.edges:
             files[f"hidden_{edge}"] = (self.hidden_size, DTYPES[dtype])
             if dtype == "int8":
                 files[f"scale_{edge}"] = (1, SCALE)
-        return {name: _Mapped(self.folder / f"{name}.bin", *shape, count) for name, shape in files.items()}
+        return {name: _RowFile(self.folder / f"{name}.bin", *shape, count) for name, shape in files.items()}
 
     @cached_property
     def _teacher(self) -> "PreTrainedModel":
@@ -159,7 +160,7 @@ class FeatureStore:
             rows: Numbers among `rows`, `(batch,)`.
 
         Returns:
-            `(batch, seq, hidden)` per edge in single precision; meaningless at padding.
+            `(batch, seq, hidden)` per edge in single precision; zero at padding, or what a live teacher gives there.
 
         Raises:
             PhaseError: An edge is not stored.
@@ -170,13 +171,11 @@ class FeatureStore:
             )
         if self.live:
             return self._run_teacher(edges, rows)
-        positions, _ = ragged_positions(self._hidden_offsets, rows)
-        flat, shape = torch.from_numpy(positions.ravel()), (*positions.shape, self.hidden_size)
-        parts = [
-            [file[flat] for name in (f"hidden_{edge}", f"scale_{edge}") if (file := self._hidden.get(name))]
-            for edge in edges
-        ]
-        return [decode(*part).view(shape) for part in parts]
+        starts, counts = self._hidden_offsets[rows], self.lengths[rows]
+        return [decode(*(file.read(starts, counts) for file in self._files(edge))) for edge in edges]
+
+    def _files(self, edge: int) -> list[_RowFile]:
+        return [self._hidden[name] for name in (f"hidden_{edge}", f"scale_{edge}") if name in self._hidden]
 
     @torch.no_grad()  # not in inference mode, whose tensors no gradient may pass
     def _run_teacher(self, edges: Sequence[int], rows: Any) -> list[Tensor]:

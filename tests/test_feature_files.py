@@ -1,6 +1,5 @@
 import json
 import logging
-import mmap
 import os
 import shutil
 from pathlib import Path
@@ -13,7 +12,7 @@ from conftest import tiny_study
 from nni_bertnas import feature_files, features
 from nni_bertnas.artifacts import RunDirectory
 from nni_bertnas.config import Study
-from nni_bertnas.data import load_task, make_loader, tokenize
+from nni_bertnas.data import load_task, tokenize
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.feature_files import SplitWriter, decode, encode, shard_rows, token_bytes
 from nni_bertnas.features import FeatureDataset, FeatureStore, ensure_features, open_features
@@ -185,20 +184,11 @@ def test_live_gives_what_a_store_gives(built_copy: Path, caplog: pytest.LogCaptu
     assert supernet.run(study, 0)["student"]["dev_accuracy"] >= 0
 
 
-def test_pages_are_given_back(writer: SplitWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_became_shorter_is_named(writer: SplitWriter) -> None:
     writer.write()
     store = FeatureStore(writer.folder)
-    expected = [batch["hidden"][0] for batch in make_loader(FeatureDataset(store, (2,)), 8, shuffle=False)]
-    given: list[int] = []
-
-    class Map(mmap.mmap):
-        def madvise(self, option: int) -> None:  # type: ignore[override]
-            given.append(option)
-            super().madvise(option)
-
-    monkeypatch.setattr(mmap, "mmap", Map)
-    monkeypatch.setattr(features, "_RESIDENT_BYTES", 10_000)
-    fresh = FeatureDataset(FeatureStore(writer.folder), (2,))
-    for batch, one in zip(make_loader(fresh, 8, shuffle=False), expected, strict=True):
-        assert torch.equal(batch["hidden"][0], one)
-    assert len(given) > 5 and set(given) == {mmap.MADV_DONTNEED}
+    dataset = FeatureDataset(store, (2,))
+    dataset.__getitems__([0])
+    os.truncate(writer.folder / "hidden_2.bin", 100)
+    with pytest.raises(PhaseError, match=r"hidden_2\.bin became shorter.*bertnas features"):
+        dataset.__getitems__([len(dataset) - 1])
