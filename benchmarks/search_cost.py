@@ -1,8 +1,11 @@
 """What comes before and around the training: building and reading the store, its size in memory, the start of a trial.
 
-    python benchmarks/search_cost.py --glue GLUE_FOLDER [--parts store start memory] [--threads 2]
+    python benchmarks/search_cost.py --glue GLUE_FOLDER [--parts search store start memory] [--threads 2]
 
-On SST-2 with MiniLM as the teacher, fine-tuned for a moment only, as its answers do not matter here. `store`: building
+On SST-2 with MiniLM as the teacher. `search`: on all rows, cell and block as `bertnas` runs them through NNI with the
+default settings, against one epoch of fine-tuning, half of it before the search and half after; then once more with a
+slow setting, every cell trained on all rows, whose block scores are compared. The other parts take a part of the rows
+and a teacher fine-tuned for a moment only, as its answers do not matter there. `store`: building
 against one plain inference pass over the same rows, in turns. `start`: how long a trial with one cell and 64 rows takes
 from NNI's start to its end, which is an upper bound of its first step, with and without the process that has loaded the
 libraries; beside it what the plain imports take. `memory`: stores of up to 400,000 rows, made by repeating real ones,
@@ -19,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,22 +30,80 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from steps import make_study
+from steps import make_study, teacher_step
 
 from nni_bertnas import quiet_libraries
 from nni_bertnas.artifacts import RunDirectory
-from nni_bertnas.config import Study, study_to_yaml
+from nni_bertnas.config import StudentConfig, Study, study_to_dict, study_to_yaml
 from nni_bertnas.data import LengthBatches, load_task, make_loader, tokenize
 from nni_bertnas.experiments import make_config, run_experiment
 from nni_bertnas.feature_files import _BATCH_SIZE, SplitWriter
 from nni_bertnas.features import FeatureDataset, FeatureStore, ensure_features, study_edges
+from nni_bertnas.phases import block
 from nni_bertnas.preload import server
 from nni_bertnas.scoring import model_inputs
 from nni_bertnas.teacher import ensure_teacher, load_teacher
 
 HERE = Path(__file__).parent
 IMPORTS = "import nni, torch, pytorch_lightning"
+PARTS = ("search", "store", "start", "memory")
 SIZES = (25_000, 50_000, 100_000, 400_000)
+
+
+def measure_search(study: Study) -> dict[str, Any]:
+    """Of all rows: the default search between the halves of a teacher's epoch, then the slow search."""
+    study = dataclasses.replace(
+        study,
+        name="search",
+        task=dataclasses.replace(study.task, max_train_rows=None),
+        student=StudentConfig(),
+    )
+    result: dict[str, Any] = {"teacher": ensure_teacher(study), "store_seconds": ensure_features(study)["seconds"]}
+    tokenizer = load_teacher(study)[1]
+    data = tokenize(tokenizer, load_task(study.task).splits["train"], study.task.max_length)
+    batches = list(make_loader(data, study.teacher.batch_size, shuffle=True))
+    step, half = teacher_step(study), len(batches) // 2
+    slow = dataclasses.replace(study.cell, max_rows=None)
+    seconds = [take(step, batches[:half])]
+    result["default"] = run_phases(study)
+    seconds.append(take(step, batches[half:]))
+    result["epoch"] = {"steps": len(batches), "seconds": sum(seconds), "halves": seconds}
+    result["search_over_epoch"] = sum(result["default"]["seconds"].values()) / sum(seconds)
+    print(json.dumps(result), flush=True)
+    result["slow"] = run_phases(dataclasses.replace(study, cell=slow))
+    result["default_over_slow_score"] = [
+        fast[0] / best[0]
+        for fast, best in zip(result["default"]["block_scores"], result["slow"]["block_scores"], strict=True)
+    ]
+    return result
+
+
+def take(step: Callable[[Any], None], batches: list[Any]) -> float:
+    """Seconds of a step on each batch."""
+    start = time.perf_counter()
+    for batch in batches:
+        step(batch)
+    return time.perf_counter() - start
+
+
+def run_phases(study: Study) -> dict[str, Any]:
+    """Cell and block from nothing, each with its seconds; the scores of every block's candidates, best first."""
+    root = RunDirectory(study).root
+    path = root / "search.yml"
+    path.write_text(study_to_yaml(study))
+    seconds = {}
+    for phase in ("cell", "block"):
+        shutil.rmtree(root / phase, ignore_errors=True)
+        start = time.perf_counter()
+        subprocess.run([Path(sys.executable).with_name("bertnas"), phase, path], check=True)
+        seconds[phase] = time.perf_counter() - start
+    found = [block.find(study, number)["candidates"] for number in range(len(study_edges(study)) - 1)]
+    return {
+        "seconds": seconds,
+        "settings": {phase: study_to_dict(study)[phase] for phase in ("cell", "block")},
+        "block_scores": [[one["score"] for one in candidates] for candidates in found],
+        "architectures": [[one["architecture"] for one in candidates] for candidates in found],
+    }
 
 
 def measure_store(study: Study) -> dict[str, Any]:
@@ -165,9 +227,7 @@ def main() -> None:
     """Measure what is asked for, write, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--glue", required=True, help="folder that holds SST-2/")
-    parser.add_argument(
-        "--parts", nargs="+", choices=("store", "start", "memory"), default=["store", "start", "memory"]
-    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
     parser.add_argument("--rows", type=int, default=3000)
     parser.add_argument("--threads", type=int, default=2)
@@ -188,7 +248,7 @@ def main() -> None:
             result[part] = measure_memory(options)
             plot(result[part], options.output.with_suffix(".png"))
         else:
-            result[part] = {"store": measure_store, "start": measure_start}[part](study)
+            result[part] = {"search": measure_search, "store": measure_store, "start": measure_start}[part](study)
         options.output.write_text(json.dumps(result, indent=1))
     print(json.dumps(result))
 

@@ -4,9 +4,10 @@
 
 On SST-2 with MiniLM as the teacher, fine-tuned for a moment only, as its answers do not matter here. What is compared
 is measured in turns, batch by batch, in one process; figures are medians. A fetch is a batch's inputs and targets out
-of the store, files in the page cache, against the teacher running for them. A cell's step is that of a whole search
-through NNI, divided by its steps: one path (`fit_cells`) and DARTS with all eleven operations. The machine's peak is
-that of a product of two square matrices of single precision. Everything goes to benchmarks/results/steps.json; the last
+of the store, files in the page cache, against the teacher running for them. A search's step is that of a whole search
+through NNI, divided by its steps: one path (`fit_cells`) and DARTS with all eleven operations; its share of waiting is
+for batches, which a thread reads ahead. The machine's peak is that of a product of two square matrices of single
+precision. Everything goes to benchmarks/results/steps.json; the last
 line is one JSON object.
 """
 
@@ -15,7 +16,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,7 +31,8 @@ from nni_bertnas import quiet_libraries
 from nni_bertnas.artifacts import RunDirectory
 from nni_bertnas.chain import StudentDistillation, new_student
 from nni_bertnas.config import Study, load_study
-from nni_bertnas.data import make_loader
+from nni_bertnas.data import ReadAhead, make_loader
+from nni_bertnas.distill import masked_mse
 from nni_bertnas.features import FeatureDataset, ensure_features, open_features
 from nni_bertnas.phases.cell import make_search
 from nni_bertnas.scoring import label_loss, model_inputs
@@ -41,11 +43,15 @@ from search_space.cells import build_cell
 
 HERE = Path(__file__).parent
 CELLS = ("convolution_3", "attention_4", "attention_4")  # those that the demo chose
+CHOSEN = "student, rows of the embedding"
 STUDENTS = {
-    "student, dense embedding": (False, False),
-    "student, rows of the embedding": (True, False),
-    "student, frozen embedding": (True, True),
+    "student, dense embedding": {"sparse": False},
+    CHOSEN: {},
+    "student, frozen embedding": {"frozen": True},
+    "student, bfloat16": {"half": True},
+    "student, compiled": {"compiled": True},
 }
+CELL_STEPS = {"cell": {}, "cell, bfloat16": {"half": True}, "cell, compiled": {"compiled": True}}
 
 
 def make_study(options: argparse.Namespace) -> Study:
@@ -74,8 +80,10 @@ def teacher_step(study: Study) -> Callable[[dict[str, Any]], None]:
     return step
 
 
-def student_step(study: Study, *, sparse: bool, frozen: bool) -> Callable[[dict[str, Any]], None]:
-    """One step of the supernet phase."""
+def student_step(
+    study: Study, *, sparse: bool = True, frozen: bool = False, half: bool = False, compiled: bool = False
+) -> Callable[[dict[str, Any]], None]:
+    """One step of the supernet phase; in mixed precision, or compiled, where asked for."""
     study = dataclasses.replace(
         study,
         student=dataclasses.replace(study.student, freeze_embeddings=frozen),
@@ -90,11 +98,35 @@ def student_step(study: Study, *, sparse: bool, frozen: bool) -> Callable[[dict[
     module = StudentDistillation(student, cells, store, study, 10_000).train()
     module.log_dict = lambda *_, **__: None  # there is no trainer to take them
     optimizer = module.configure_optimizers()["optimizer"]
+    if compiled:
+        student.compile(dynamic=True)
 
     def step(batch: dict[str, Any]) -> None:
         optimizer.zero_grad()
-        module.training_step(batch, 0).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = module.training_step(batch, 0)
+        loss.backward()
         module.configure_gradient_clipping(optimizer, 1.0)
+        optimizer.step()
+
+    return step
+
+
+def cell_step(study: Study, *, half: bool = False, compiled: bool = False) -> Callable[[dict[str, Any]], None]:
+    """One step of a cell of depth 2, without Lightning and NNI around it."""
+    store = open_features(study, "train")
+    architecture = {"layer_0": "attention_4", "layer_1": "convolution_3"}
+    cell = build_cell("layers", architecture, 2, store.hidden_size, study.student.hidden_size).train()
+    optimizer = torch.optim.AdamW(cell.parameters(), lr=4e-3)
+    if compiled:
+        cell.compile(dynamic=True)
+
+    def step(batch: dict[str, Any]) -> None:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = masked_mse(cell(batch["hidden"][0], batch["mask"]), batch["hidden"][1], batch["mask"])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(cell.parameters(), 1.0)
         optimizer.step()
 
     return step
@@ -133,24 +165,33 @@ def peak_flops(size: int = 1024) -> float:
     return 2 * size**3 / min(times)
 
 
+def padding(lengths: np.ndarray, batches: Iterable[Any]) -> float:
+    """Share of the positions of all batches that hold no word piece."""
+    return 1 - lengths.sum() / sum(len(rows) * lengths[rows].max() for rows in batches)
+
+
 def search_steps(run: Callable[[Search], Any], search: Search) -> dict[str, float]:
-    """Seconds of one search, its steps, and the share of the time that fetching took."""
-    inner, spent = FeatureDataset.__getitems__, []
+    """Seconds of one search, its steps, and the share of the time that it waited for batches."""
+    inner, spent = ReadAhead.__iter__, []
 
-    def timed(self: FeatureDataset, rows: list[int]) -> dict[str, Any]:
-        start = time.perf_counter()
-        batch = inner(self, rows)
-        spent.append(time.perf_counter() - start)
-        return batch
+    def timed(self: ReadAhead) -> Iterator[Any]:
+        batches = inner(self)
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            spent.append(time.perf_counter() - start)
+            if batch is None:
+                return
+            yield batch
 
-    FeatureDataset.__getitems__ = timed
+    ReadAhead.__iter__ = timed
     try:
         start = time.perf_counter()
         run(search)
         seconds = time.perf_counter() - start
     finally:
-        FeatureDataset.__getitems__ = inner
-    return {"step_ms": 1e3 * seconds / len(spent), "fetches": len(spent), "fetch_share": sum(spent) / seconds}
+        ReadAhead.__iter__ = inner
+    return {"step_ms": 1e3 * seconds / len(spent), "fetches": len(spent), "waiting_share": sum(spent) / seconds}
 
 
 def one_path(search: Search) -> None:
@@ -180,12 +221,13 @@ def main() -> None:
     loader = make_loader(FeatureDataset(store, edges[1:], tokens=True), 32, shuffle=True)
     batches = list(loader)[: options.repeats]
     calls = {"teacher": teacher_step(study)}
-    calls |= {name: student_step(study, sparse=sparse, frozen=frozen) for name, (sparse, frozen) in STUDENTS.items()}
+    calls |= {name: student_step(study, **how) for name, how in STUDENTS.items()}
+    calls |= {name: cell_step(study, **how) for name, how in CELL_STEPS.items()}
     seconds = in_turns(calls, batches)
     batch = min(batches, key=lambda one: abs(one["mask"].numel() - median(b["mask"].numel() for b in batches)))
     with FlopCounterMode(display=False) as counter:
-        calls["student, rows of the embedding"](batch)
-    chosen = seconds["student, rows of the embedding"]
+        calls[CHOSEN](batch)
+    chosen = seconds[CHOSEN]
     peak = peak_flops()
 
     generator = np.random.default_rng(0)
@@ -217,10 +259,14 @@ def main() -> None:
         "batch_16_fetch_ms": {name: 1e3 * value for name, value in fetch.items()},
         "teacher_over_store": fetch["teacher"] / fetch["store"],
         "search": searches,
+        "padding_share": {
+            "rows of like length together": padding(store.lengths, loader.batch_sampler),
+            "random order": padding(store.lengths, np.array_split(generator.permutation(len(store)), len(loader))),
+        },
         "peak_gflops": peak / 1e9,
         "student_step_gflop": counter.get_total_flops() / 1e9,
         "student_share_of_peak": counter.get_total_flops() / chosen / peak,
-        "profile": {name: profile(call, batches[:20]) for name, call in calls.items()},
+        "profile": {name: profile(call, batches[:20]) for name, call in calls.items() if "compiled" not in name},
     }
     options.output.write_text(json.dumps(result, indent=1))
     for name, shares in result["profile"].items():

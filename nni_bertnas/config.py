@@ -163,7 +163,7 @@ class CellConfig:
     strategy: Literal[
         "darts", "gumbel_darts", "proxyless", "random_one_shot", "enas", "random", "evolution", "tpe", "grid"
     ] = "evolution"  # a key of strategies.STRATEGIES; README, "How good the searches are"
-    max_rows: Annotated[int, Field(ge=16)] | None = None  # of train used by the search; null takes all
+    max_rows: Annotated[int, Field(ge=16)] | None = 3000  # of train used by the search; null takes all
     epochs: Positive = 2  # of a one-shot search, or of each sampled architecture (multi-trial)
     batch_size: Positive = 16  # rows
     learning_rate: Rate = 4e-3
@@ -223,8 +223,8 @@ class BlockConfig:
 
     candidates: Positive = 4  # per block, over all depths
     epochs: Positive = 2
-    batch_size: Positive = 64  # rows
-    learning_rate: Rate = 1e-3
+    batch_size: Positive = 32  # rows
+    learning_rate: Rate = 4e-3
     weight_decay: Weight = 0.01
 
 
@@ -294,8 +294,8 @@ class NniConfig:
     """How `bertnas` starts NNI experiments."""
 
     port: Annotated[int, Field(ge=1024, le=65535)] = 8080  # of the web UI; the next free one is taken
-    # cell and block trials at a time; null: one per core, no more than there are, 2 GiB each; supernet trials go one by
-    # one, as they measure latency
+    # cell and block trials at a time; null: one per core, all where they are fewer than two per core, 2 GiB each;
+    # supernet trials go one by one, as they measure latency
     concurrency: Positive | None = None
     threads: Positive | None = None  # per cell or block trial; null: cores / concurrency
 
@@ -320,12 +320,15 @@ class Study:
     tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
     nni: NniConfig = dataclasses.field(default_factory=NniConfig)
 
-    @property
-    def concurrency(self) -> int:
-        """Cell and block trials at a time."""
+    def concurrency(self, phase: str) -> int:
+        """Trials of a phase at a time: as many as cores, or all where the cores would else stand idle for a while."""
+        if phase == "supernet":  # which measures latency
+            return 1
         blocks = self.teacher.num_blocks or len(self.teacher.boundaries or range(4)) - 1
+        units = blocks if phase == "block" else (1 if self.cell.shared else blocks) * len(self.cell.depths)
+        at_once = units if units < 2 * num_cores() else num_cores()
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 62
-        return self.nni.concurrency or max(1, min(num_cores(), blocks * len(self.cell.depths), memory >> 31))
+        return self.nni.concurrency or max(1, min(at_once, memory >> 31))
 
     @model_validator(mode="after")
     def _loss_fits(self) -> "Study":

@@ -7,6 +7,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -302,13 +303,32 @@ def token_batch(ragged: Any, rows: Any, pad_token_id: int) -> dict[str, Tensor]:
     }
 
 
+class ReadAhead(torch.utils.data.DataLoader[Any]):
+    """A loader whose thread fetches the next batch while the last is used, where the data set says `read_ahead`.
+
+    A thread, as worker processes would take longer to start and to pass a batch than a batch takes.
+    """
+
+    def __iter__(self) -> Any:
+        batches = super().__iter__()
+        return _ahead(batches) if getattr(self.dataset, "read_ahead", False) else batches
+
+
+def _ahead(batches: Iterator[Any]) -> Iterator[Any]:
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = thread.submit(next, batches, None)
+            yield batch
+
+
 def make_loader(
     dataset: Any,
     batch_size: int,
     *,
     shuffle: bool,
     seed: int = 0,
-    kind: Callable[..., Any] = torch.utils.data.DataLoader,
+    kind: Callable[..., Any] = ReadAhead,
 ) -> Any:
     """A loader of a dataset that has `lengths` and gives whole batches: rows of nearly equal length together.
 
@@ -325,11 +345,16 @@ def make_loader(
 def make_stream(parts: Sequence[Any], batch_size: int, *, seed: int, epoch_rows: int | None) -> Any:
     """A loader over several data sets as in :func:`make_loader`; see :class:`StreamBatches`."""
     batches = StreamBatches([part.lengths for part in parts], batch_size, seed=seed, epoch_rows=epoch_rows)
-    return _loader(_Parts(parts), batches, torch.utils.data.DataLoader)
+    return _loader(_Parts(parts), batches, ReadAhead)
 
 
 class _Parts(torch.utils.data.ConcatDataset[Any]):
     """Gives a batch out of the part in which its first row is, as all others are."""
+
+    @property
+    def read_ahead(self) -> bool:
+        """Whether any part says so."""
+        return any(getattr(part, "read_ahead", False) for part in self.datasets)
 
     def __getitems__(self, rows: list[int]) -> Any:
         part = bisect.bisect_right(self.cumulative_sizes, rows[0])

@@ -11,17 +11,18 @@ import nni
 import numpy as np
 import torch
 from nni.nas.evaluator import Evaluator
-from nni.nas.evaluator.pytorch import DataLoader, Lightning, LightningModule, Trainer
+from nni.nas.evaluator.pytorch import Lightning, LightningModule, Trainer
 from nni.nas.strategy.base import Strategy
 from torch import Tensor, nn
 
-from nni_bertnas.data import make_loader
+from nni_bertnas.data import ReadAhead, make_loader
 from nni_bertnas.distill import masked_absolute_sum, masked_mse, reduced_rank_regression
 from nni_bertnas.errors import CandidateError
 from nni_bertnas.features import FeatureDataset, FeatureStore
 from nni_bertnas.training import EpochReport, Report, adamw_linear, trainer_options
 
 _log = logging.getLogger(__name__)
+_Loader = nni.trace(ReadAhead)  # NNI takes no other
 _REGRESSION_TOKENS = 50_000  # enough for a few hundred units
 _FAILED = -1e9  # the metric of a cell that diverged; NNI's channel takes no infinity
 OnTrained = Callable[[list[nn.Module], list[float]], None]  # takes trained cells and their block scores
@@ -191,9 +192,9 @@ class DistillationEvaluator(Lightning):
         trainer = self._trainer(epochs, clip=not held, callbacks=callbacks)
         super().__init__(self._module(steps, penalty), trainer, weights, architecture)
 
-    def _loader(self, rows: Any, part: str) -> DataLoader:
+    def _loader(self, rows: Any, part: str) -> Any:
         dataset = FeatureDataset(self.train, self.edges, part=part, rows=rows)
-        return make_loader(dataset, self.batch_size, shuffle=True, seed=self.seed, kind=DataLoader)
+        return make_loader(dataset, self.batch_size, shuffle=True, seed=self.seed, kind=_Loader)
 
     def _module(self, steps: int, penalty: Penalty | None = None) -> CellDistillation:
         variances = [self.train.variance(edge) for edge in self.edges[1:]]

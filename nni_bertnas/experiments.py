@@ -48,7 +48,7 @@ def make_config(
     command = [sys.executable, "-m", *quick, f"trials.{phase}", "--study", str(study_path.resolve())]
     config.trial_command = shlex.join(command)
     config.trial_code_directory = str(Path.cwd())
-    config.trial_concurrency = 1 if phase == "supernet" else study.concurrency
+    config.trial_concurrency = study.concurrency(phase)
     config.max_trial_number = len(units)
     config.tuner = AlgorithmConfig(name="GridSearch", class_args={"optimize_mode": PHASES[phase].OPTIMIZE})
     config.search_space = {

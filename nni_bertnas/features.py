@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _CHECKED = "checked.json"  # size and time of every file when its checksums were last right
+_SERIAL_ELEMENTS = 1 << 15  # up to so many torch does not parallelise
 _SUBSET_SEED = 20
 
 
@@ -62,6 +63,15 @@ class _RowFile:
             if os.preadv(number, [piece[:stop]], start) != stop:  # by position: threads may share the file
                 raise PhaseError(f"{self._file.name} became shorter; mend the store with: bertnas features STUDY")
         return torch.from_numpy(buffer).view(self._dtype).view(len(starts), int(counts.max()), -1)
+
+
+def _decode(values: Tensor, *scale: Tensor) -> Tensor:
+    """As :func:`~nni_bertnas.feature_files.decode`, in parts so small that torch leaves them to the thread it is in.
+
+    Batches are read ahead in a thread, and torch's threads of two such threads fight for the cores.
+    """
+    tensors = [tensor.flatten(0, 1).split(max(1, _SERIAL_ELEMENTS // values.shape[-1])) for tensor in (values, *scale)]
+    return torch.cat([decode(*parts) for parts in zip(*tensors, strict=True)]).view(values.shape)
 
 
 class FeatureStore:
@@ -172,7 +182,7 @@ class FeatureStore:
         if self.live:
             return self._run_teacher(edges, rows)
         starts, counts = self._hidden_offsets[rows], self.lengths[rows]
-        return [decode(*(file.read(starts, counts) for file in self._files(edge))) for edge in edges]
+        return [_decode(*(file.read(starts, counts) for file in self._files(edge))) for edge in edges]
 
     def _files(self, edge: int) -> list[_RowFile]:
         return [self._hidden[name] for name in (f"hidden_{edge}", f"scale_{edge}") if name in self._hidden]
@@ -234,6 +244,7 @@ class FeatureDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self.part = part
         everything = store.rows if self.edges else np.arange(len(store))
         self.rows = everything if rows is None else np.asarray(rows)
+        self.read_ahead = bool(self.edges) and not store.live  # a live teacher takes all threads itself
 
     @property
     def lengths(self) -> np.ndarray:

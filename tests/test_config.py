@@ -169,7 +169,15 @@ def test_a_wrong_nni_file_is_refused(tmp_path: Path, old: str, new: str, message
 def test_concurrency_fits_the_machine_and_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "num_cores", lambda: 16)
     monkeypatch.setattr(config.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1 << 12, "SC_PHYS_PAGES": 5 << 19}[name])
-    assert parse_study({"name": "x", "cell": {"depths": [1]}}).concurrency == 3  # blocks
-    assert parse_study({"name": "x", "teacher": {"boundaries": [0, 3, 6]}}).concurrency == 4  # blocks and depths
-    assert parse_study({"name": "x", "cell": {"depths": [1, 2, 3, 4]}}).concurrency == 5  # 10 GiB
-    assert parse_study({"name": "x", "nni": {"concurrency": 7}}).concurrency == 7
+    assert parse_study({"name": "x", "cell": {"depths": [1]}}).concurrency("cell") == 3  # blocks
+    boundaries = parse_study({"name": "x", "teacher": {"boundaries": [0, 3, 6]}})
+    assert boundaries.concurrency("cell") == 4  # blocks and depths
+    assert boundaries.concurrency("block") == 2
+    shared = parse_study({"name": "x", "cell": {"shared": True}})
+    assert [shared.concurrency(phase) for phase in ("cell", "block", "supernet")] == [2, 3, 1]
+    assert parse_study({"name": "x", "cell": {"depths": [1, 2, 3, 4]}}).concurrency("cell") == 5  # 10 GiB
+    assert parse_study({"name": "x", "nni": {"concurrency": 7}}).concurrency("cell") == 7
+    monkeypatch.setattr(config, "num_cores", lambda: 2)
+    study = parse_study({"name": "x"})
+    assert study.concurrency("cell") == 2  # three rounds of six
+    assert study.concurrency("block") == 3  # two and then one would leave a core idle

@@ -2,7 +2,9 @@ import dataclasses
 import json
 import multiprocessing
 import shutil
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -211,3 +213,31 @@ def test_a_teacher_that_cannot_be_loaded_is_a_config_error(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match=r"teacher\.model"):
         ensure_teacher(tiny_study(tmp_path, teacher={"model": str(tmp_path / "nothing")}))
     assert not RunDirectory(tiny_study(tmp_path)).teacher.exists()
+
+
+def test_batches_are_read_ahead_in_a_thread_and_stay_the_same(built: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = FeatureDataset(open_features(built, "train"), (0, 1))
+    inner, threads = FeatureDataset.__getitems__, []
+
+    def watched(self: FeatureDataset, rows: list[int]) -> dict[str, Any]:
+        threads.append(threading.current_thread())
+        return inner(self, rows)
+
+    monkeypatch.setattr(FeatureDataset, "__getitems__", watched)
+    assert dataset.read_ahead
+    ahead = list(make_loader(dataset, 16, shuffle=True, seed=3))
+    assert threading.main_thread() not in threads
+    dataset.read_ahead = False
+    threads.clear()
+    plain = list(make_loader(dataset, 16, shuffle=True, seed=3))
+    assert set(threads) == {threading.main_thread()}
+    for one, other in zip(ahead, plain, strict=True):
+        assert all(map(torch.equal, one["hidden"], other["hidden"]))
+
+    def broken(self: FeatureDataset, rows: list[int]) -> dict[str, Any]:
+        raise PhaseError("gone")
+
+    monkeypatch.setattr(FeatureDataset, "__getitems__", broken)
+    dataset.read_ahead = True
+    with pytest.raises(PhaseError, match="gone"):
+        list(make_loader(dataset, 16, shuffle=True))

@@ -46,7 +46,7 @@ def run_trial(
         from nni_bertnas.training import set_threads
 
         if phase != "supernet":  # which runs alone
-            set_threads(study.concurrency, study.nni.threads)
+            set_threads(study.concurrency(phase), study.nni.threads)
         # As the folder of the result is called.
         texts = (value if isinstance(value, str) else f"{name}{value}" for name, value in parameters.items())
         unit = "_".join(text for text in texts if text != "searched")[:100]  # W&B's longest name has 128
