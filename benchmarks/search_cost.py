@@ -4,7 +4,7 @@
 
 On SST-2 with MiniLM as the teacher. `search`: on all rows, cell and block as `bertnas` runs them through NNI with the
 default settings, against one epoch of fine-tuning, half of it before the search and half after; then once more with a
-slow setting, every cell trained on all rows, whose block scores are compared. The other parts take a part of the rows
+slow setting, every cell trained for an epoch of all rows, whose block scores are compared. The other parts take a part of the rows
 and a teacher fine-tuned for a moment only, as its answers do not matter there. `store`: building
 against one plain inference pass over the same rows, in turns. `start`: how long a trial with one cell and 64 rows takes
 from NNI's start to its end, which is an upper bound of its first step, with and without the process that has loaded the
@@ -63,7 +63,7 @@ def measure_search(study: Study) -> dict[str, Any]:
     data = tokenize(tokenizer, load_task(study.task).splits["train"], study.task.max_length)
     batches = list(make_loader(data, study.teacher.batch_size, shuffle=True))
     step, half = teacher_step(study), len(batches) // 2
-    slow = dataclasses.replace(study.cell, max_rows=None)
+    slow = dataclasses.replace(study.cell, max_rows=None, epochs=1)
     seconds = [take(step, batches[:half])]
     result["default"] = run_phases(study)
     seconds.append(take(step, batches[half:]))

@@ -242,14 +242,17 @@ def main() -> None:
 
     cell = {"epochs": 1, "space": "layers", "max_rows": None}
     searches = {}
-    for name, strategy in (("one path", "random"), ("darts", "darts")):
+    ways = (("one path", "random", 1), ("one path", "random", options.threads), ("darts", "darts", options.threads))
+    for name, strategy, threads in ways:
+        torch.set_num_threads(threads)  # a trial of the default study has one, as there is another beside it
         one = dataclasses.replace(
             study, cell=dataclasses.replace(study.cell, strategy=strategy, candidate_epochs=0, **cell)
         )
         search = make_search(one, 1, 2, edges)
         found = search_steps(one_path if strategy == "random" else STRATEGIES[strategy], search)
         live_ms = 1e3 * (fetch["teacher"] - fetch["store"])
-        searches[name] = {**found, "share_of_a_live_teacher": live_ms / (found["step_ms"] + live_ms)}
+        share = live_ms / (found["step_ms"] + live_ms)
+        searches[f"{name}, {threads} thread(s)"] = {**found, "share_of_a_live_teacher": share}
 
     result = {
         "threads": options.threads,

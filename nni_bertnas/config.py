@@ -221,7 +221,7 @@ class CellConfig:
 class BlockConfig:
     """Further training of each block's best candidates."""
 
-    candidates: Positive = 4  # per block, over all depths
+    candidates: Positive = 3  # per block, over all depths
     epochs: Positive = 2
     batch_size: Positive = 32  # rows
     learning_rate: Rate = 4e-3
