@@ -2,15 +2,18 @@
 
     python benchmarks/search_cost.py --glue GLUE_FOLDER [--parts search store start memory] [--threads 2]
 
-On SST-2 with MiniLM as the teacher. `search`: on all rows, cell and block as `bertnas` runs them through NNI with the
-default settings, against one epoch of fine-tuning, half of it before the search and half after; then once more with a
-slow setting, every cell trained for an epoch of all rows, whose block scores are compared. The other parts take a part of the rows
-and a teacher fine-tuned for a moment only, as its answers do not matter there. `store`: building
-against one plain inference pass over the same rows, in turns. `start`: how long a trial with one cell and 64 rows takes
-from NNI's start to its end, which is an upper bound of its first step, with and without the process that has loaded the
-libraries; beside it what the plain imports take. `memory`: stores of up to 400,000 rows, made by repeating real ones,
-each built and read once in a process of its own whose greatest resident size is taken. Everything goes to
-benchmarks/results/search_cost.json, part by part; search_cost.png is a plot; the last line is one JSON object.
+On SST-2 with MiniLM as the teacher. Everything goes to benchmarks/results/search_cost.json, part by part;
+search_cost.png is a plot; the last line is one JSON object.
+
+- `search`: on all rows, cell and block as `bertnas` runs them through NNI with the default settings, against one epoch
+  of fine-tuning, half of it before the search and half after; then once more with a slow setting, every cell trained
+  for an epoch of all rows, whose block scores are compared. The other parts take a part of the rows and a teacher
+  fine-tuned for a moment only, as its answers do not matter there.
+- `store`: building against one plain inference pass over the same rows, in turns.
+- `start`: how long a trial with one cell and 64 rows takes from NNI's start to its end, which is an upper bound of its
+  first step, with and without the process that has loaded the libraries; beside it what the plain imports take.
+- `memory`: stores of up to 400,000 rows, made by repeating real ones, each built and read once in a process of its own
+  whose greatest resident size is taken.
 """
 
 import argparse

@@ -82,6 +82,7 @@ def make_study(name: str, options: argparse.Namespace, seed: int = 0, **cell: An
         "candidate_epochs": 1,
         "rank_limit": 2000,
         "rank_rows": 100,
+        "max_rows": None,
         **cell,
     }
     return dataclasses.replace(

@@ -7,8 +7,7 @@ is measured in turns, batch by batch, in one process; figures are medians. A fet
 of the store, files in the page cache, against the teacher running for them. A search's step is that of a whole search
 through NNI, divided by its steps: one path (`fit_cells`) and DARTS with all eleven operations; its share of waiting is
 for batches, which a thread reads ahead. The machine's peak is that of a product of two square matrices of single
-precision. Everything goes to benchmarks/results/steps.json; the last
-line is one JSON object.
+precision. Everything goes to benchmarks/results/steps.json; the last line is one JSON object.
 """
 
 import argparse
