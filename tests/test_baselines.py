@@ -261,7 +261,7 @@ def test_as_many_epochs_as_the_searched_cells(finished: Study, monkeypatch: pyte
         ({"strategy": "random"}, 2),
         ({"strategy": "darts", "shared": True}, 3),
     ):
-        study = tiny_study(root, cell=section)
+        study = tiny_study(root, cell=section, block={"learning_rate": 1e-3})
         cells = next(
             Baselines(study, [{"depth": 1, "architecture": {"layer_0": "convolution_3"}}] * 2, [9]).students("random_0")
         )

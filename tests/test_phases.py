@@ -81,16 +81,17 @@ def test_block_goes_on_from_the_cells_weights(finished: tuple) -> None:
     assert any(one["score"] < before[str(one["architecture"])] for one in ranking)
 
 
-def test_choose_takes_the_best_the_fastest_and_the_front_first() -> None:
+def test_choose_takes_the_best_the_fastest_each_depth_and_the_front_first() -> None:
     def one(score: float, latency_ms: float) -> dict:
         return {"score": score, "latency_ms": latency_ms}
 
     cells = {
-        1: {"candidates": [one(0.5, 1.0), one(0.6, 1.5)]},
+        1: {"candidates": [one(0.5, 1.0), one(0.8, 1.5)]},
         2: {"candidates": [one(0.2, 3.0), one(0.3, 2.0), one(0.4, 4.0)]},
+        3: {"candidates": [one(0.7, 5.0), one(0.9, 6.0)]},
     }
     chosen = [(depth, candidate["score"]) for depth, candidate in block.choose(cells, 9)]
-    assert chosen == [(2, 0.2), (1, 0.5), (2, 0.3), (2, 0.4), (1, 0.6)]
+    assert chosen == [(2, 0.2), (1, 0.5), (3, 0.7), (2, 0.3), (2, 0.4), (1, 0.8), (3, 0.9)]
     assert len(block.choose(cells, 2)) == 2
 
 

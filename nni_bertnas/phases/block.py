@@ -74,17 +74,20 @@ def run(study: Study, block: int, tracker: Tracker | None = None) -> dict[str, A
 def choose(cells: dict[int, dict[str, Any]], count: int) -> list[tuple[int, Candidate]]:
     """Up to `count` candidates with their depths, over all depths.
 
-    The best score and the lowest latency come first, so that a budget always finds something; then the rest of the
-    Pareto front of the two by score; then the others by score.
+    The best score and the lowest latency come first, so that a budget always finds something; then the best of every
+    other depth, as deeper cells gain more from further training than their scores so far tell; then the rest of the
+    Pareto front of score and latency by score; then the others by score.
     """
     everything = [(depth, candidate) for depth, result in cells.items() for candidate in result["candidates"]]
     everything.sort(key=lambda pair: pair[1]["score"])
     fastest = min(everything, key=lambda pair: pair[1]["latency_ms"])
+    of_each_depth: dict[int, tuple[int, Candidate]] = {}
     front: list[tuple[int, Candidate]] = []
     for pair in everything:
+        of_each_depth.setdefault(pair[0], pair)
         if not front or pair[1]["latency_ms"] < front[-1][1]["latency_ms"]:
             front.append(pair)
-    order = [everything[0], fastest, *front, *everything]
+    order = [everything[0], fastest, *of_each_depth.values(), *front, *everything]
     distinct = {id(candidate): (depth, candidate) for depth, candidate in order}
     return list(distinct.values())[:count]
 
