@@ -7,8 +7,8 @@ search_cost.png is a plot; the last line is one JSON object.
 
 - `search`: on all rows, cell and block as `bertnas` runs them through NNI with the default settings, against one epoch
   of fine-tuning, half of it before the search and half after; then once more with a slow setting, every cell trained
-  for an epoch of all rows, whose block scores are compared. The other parts take a part of the rows and a teacher
-  fine-tuned for a moment only, as its answers do not matter there.
+  for an epoch of all rows, whose block scores are compared; every seed has a teacher of its own. The other parts take
+  a part of the rows and a teacher fine-tuned for a moment only, as its answers do not matter there.
 - `store`: building against one plain inference pass over the same rows, in turns.
 - `start`: how long a trial with one cell and 64 rows takes from NNI's start to its end, which is an upper bound of its
   first step, with and without the process that has loaded the libraries; beside it what the plain imports take.
@@ -53,11 +53,12 @@ PARTS = ("search", "store", "start", "memory")
 SIZES = (25_000, 50_000, 100_000, 400_000)
 
 
-def measure_search(study: Study) -> dict[str, Any]:
+def measure_search(study: Study, seed: int) -> dict[str, Any]:
     """Of all rows: the default search between the halves of a teacher's epoch, then the slow search."""
     study = dataclasses.replace(
         study,
-        name="search",
+        name=f"search-{seed}",
+        seed=seed,
         task=dataclasses.replace(study.task, max_train_rows=None),
         student=StudentConfig(),
     )
@@ -231,6 +232,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--glue", required=True, help="folder that holds SST-2/")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1), help="of the part search")
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
     parser.add_argument("--rows", type=int, default=3000)
     parser.add_argument("--threads", type=int, default=2)
@@ -247,11 +249,14 @@ def main() -> None:
         return
     result = json.loads(options.output.read_text()) if options.output.exists() else {}
     for part in options.parts:
-        if part == "memory":
+        if part == "search":
+            for seed in options.seeds:
+                result.setdefault(part, {})[str(seed)] = measure_search(study, seed)
+        elif part == "memory":
             result[part] = measure_memory(options)
             plot(result[part], options.output.with_suffix(".png"))
         else:
-            result[part] = {"search": measure_search, "store": measure_store, "start": measure_start}[part](study)
+            result[part] = {"store": measure_store, "start": measure_start}[part](study)
         options.output.write_text(json.dumps(result, indent=1))
     print(json.dumps(result))
 
