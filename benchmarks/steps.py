@@ -68,7 +68,7 @@ def make_study(options: argparse.Namespace) -> Study:
 def teacher_step(study: Study) -> Callable[[dict[str, Any]], None]:
     """One step of fine-tuning."""
     model = load_teacher(study)[0].requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
     def step(batch: dict[str, Any]) -> None:
         optimizer.zero_grad()
@@ -116,7 +116,7 @@ def cell_step(study: Study, *, half: bool = False, compiled: bool = False) -> Ca
     store = open_features(study, "train")
     architecture = {"layer_0": "attention_4", "layer_1": "convolution_3"}
     cell = build_cell("layers", architecture, 2, store.hidden_size, study.student.hidden_size).train()
-    optimizer = torch.optim.AdamW(cell.parameters(), lr=4e-3)
+    optimizer = torch.optim.AdamW(cell.parameters(), lr=4e-3, fused=True)
     if compiled:
         cell.compile(dynamic=True)
 

@@ -134,6 +134,26 @@ class CellDistillation(LightningModule):
         """AdamW with a linear schedule."""
         return adamw_linear(self.model.parameters(), self.learning_rate, self.weight_decay, 0.05, self.steps)
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Called by Lightning; on CPU there is nothing to look for in a batch, which takes it a third of a step."""
+        return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+
+class CandidateDistillation(CellDistillation):
+    """Trains candidates of one block beside each other, each as if it were alone: they share the batches only."""
+
+    def _loss(self, batch: dict[str, Any]) -> Tensor:
+        (entry, target), mask = batch["hidden"], batch["mask"]
+        outputs = self([entry] * len(self.model), mask, batch.get("second"))
+        return torch.stack([masked_mse(output, target, mask) / self.variances[0] for output in outputs]).sum()
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Called by Lightning: every candidate has a norm of its own."""
+        for cell in self.model:
+            torch.nn.utils.clip_grad_norm_(cell.parameters(), gradient_clip_val)
+
 
 @nni.trace
 class DistillationEvaluator(Lightning):
@@ -196,9 +216,11 @@ class DistillationEvaluator(Lightning):
         dataset = FeatureDataset(self.train, self.edges, part=part, rows=rows)
         return make_loader(dataset, self.batch_size, shuffle=True, seed=self.seed, kind=_Loader)
 
-    def _module(self, steps: int, penalty: Penalty | None = None) -> CellDistillation:
+    def _module(
+        self, steps: int, penalty: Penalty | None = None, kind: type[CellDistillation] = CellDistillation
+    ) -> CellDistillation:
         variances = [self.train.variance(edge) for edge in self.edges[1:]]
-        return CellDistillation(variances, self.learning_rate, self.weight_decay, steps, penalty)
+        return kind(variances, self.learning_rate, self.weight_decay, steps, penalty)
 
     def _trainer(self, epochs: int, *, clip: bool, callbacks: Sequence[Any] = ()) -> Trainer:
         # Strategies that optimise by hand clip by themselves; Lightning forbids both at once.
@@ -251,11 +273,23 @@ class DistillationEvaluator(Lightning):
             CandidateError: A score is not a finite number.
         """
         if epochs:
-            loader = self._loader(self.rows[: math.ceil(share * len(self.rows))], "train")
-            # A fresh trainer every time, as Lightning's keep their state.
-            trainer = self._trainer(epochs, clip=True)
-            Lightning(self._module(epochs * len(loader)), trainer, loader).evaluate(Cells(cells))
+            self._fit(cells, epochs, self.rows[: math.ceil(share * len(self.rows))], CellDistillation)
         return self.score(cells)
+
+    def fit_candidates(self, cells: Sequence[nn.Module], epochs: int) -> None:
+        """Train candidates of one block on the same batches, from the weights they have; none touches another.
+
+        Args:
+            cells: Candidates.
+            epochs: Of training.
+        """
+        self._fit(cells, epochs, self.rows, CandidateDistillation)
+
+    def _fit(self, cells: Sequence[nn.Module], epochs: int, rows: Any, kind: type[CellDistillation]) -> None:
+        loader = self._loader(rows, "train")
+        # A fresh trainer every time, as Lightning's keep their state.
+        trainer = self._trainer(epochs, clip=True)
+        Lightning(self._module(epochs * len(loader), kind=kind), trainer, loader).evaluate(Cells(cells))
 
     def evaluate(self, model: nn.Module) -> float:
         """Train and score one sampled cell; called by multi-trial strategies.

@@ -114,8 +114,11 @@ def adamw_linear(
     steps: int,
     kind: type[torch.optim.AdamW] = torch.optim.AdamW,
 ) -> dict[str, Any]:
-    """AdamW whose rate rises over the first `warmup` share of `steps` and then falls to 0, by step."""
-    optimizer: Optimizer = kind(groups, lr=learning_rate, weight_decay=weight_decay)
+    """AdamW whose rate rises over the first `warmup` share of `steps` and then falls to 0, by step.
+
+    Fused, as on CPU the other way allocates the size of each parameter several times over and passes over it.
+    """
+    optimizer: Optimizer = kind(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
     rising = max(1, round(warmup * steps))
 
     def scale(step: int) -> float:

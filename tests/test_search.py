@@ -105,6 +105,24 @@ def test_a_candidate_that_diverges_fails_alone(planted: tuple) -> None:
         evaluator.fit_cells([one], 0)
 
 
+def test_candidates_trained_beside_each_other_are_as_if_alone(planted: tuple) -> None:
+    def make() -> list[torch.nn.Module]:
+        torch.manual_seed(1)
+        names = ("attention_4", "convolution_3", "convolution_1")
+        return [chain_cell(name, teacher_size=WIDTH, hidden_size=WIDTH).train() for name in names]
+
+    evaluator = DistillationEvaluator(train=planted[0], dev=planted[1], edges=[0, 1], epochs=2, gradient_clip=0.1)
+    beside, alone = make(), make()
+    before = evaluator.score(alone[:1])[0]
+    beside[2].body.layers[0].operation.convolution.weight.data.fill_(float("nan"))
+    evaluator.fit_candidates(beside, 2)
+    scores = [evaluator.fit_cells([one.train()], 2)[0] for one in alone[:2]]
+    assert [evaluator.score([one])[0] for one in beside[:2]] == pytest.approx(scores, rel=1e-4)
+    assert scores[0] < 0.99 * before
+    with pytest.raises(CandidateError):
+        evaluator.score([beside[2]])
+
+
 def test_start_maps_lower_the_score(planted: tuple) -> None:
     evaluator = DistillationEvaluator(train=planted[0], dev=planted[1], edges=[0, 1], epochs=1)
     one = chain_cell("zero", teacher_size=WIDTH, hidden_size=8)

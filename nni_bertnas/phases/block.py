@@ -114,13 +114,15 @@ def _train(study: Study, block: int, tracker: Tracker, edges: list[int]) -> dict
         seed=seed,
         report=lambda metrics: tracker.epoch(metrics, "train_loss"),
     )
+    chosen = choose(cells, config.candidates)
+    width = study.student.hidden_size
+    trained = [load_cell(run_directory.cell(block, depth), one, train.hidden_size, width) for depth, one in chosen]
+    evaluator.fit_candidates([cell.train() for cell in trained], config.epochs)
     found = []
-    for depth, candidate in choose(cells, config.candidates):
-        cell = load_cell(run_directory.cell(block, depth), candidate, train.hidden_size, study.student.hidden_size)
+    for (_, candidate), cell in zip(chosen, trained, strict=True):
+        fields = {name: candidate[name] for name in ("space", "depth", "architecture", "inherited")}
         try:
-            scores = evaluator.fit_cells([cell.train()], config.epochs)
-            fields = {name: candidate[name] for name in ("space", "depth", "architecture", "inherited")}
-            found.append(Found(**fields, cells=[cell], scores=scores))
+            found.append(Found(**fields, cells=[cell], scores=evaluator.score([cell])))
         except CandidateError as error:
             _log.warning("block %d, %s: %s", block, candidate["architecture"], error)
     if not found:
