@@ -335,7 +335,7 @@ def train_cells(
     width, edges, blocks = study.student.hidden_size, train.edges, list(range(len(drawn)))
     cells: list[Cell] = []
     scores: list[float] = []
-    make = partial(DistillationEvaluator, train=train, dev=dev)
+    make = partial(DistillationEvaluator, train=train, dev=dev, precision=study.student.precision)
     config = study.cell
     epochs = config.epochs + (config.candidate_epochs if config.strategy in ONE_SHOT else 0)
     for group in [blocks] if config.shared else [[block] for block in blocks]:

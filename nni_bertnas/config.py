@@ -149,6 +149,8 @@ class StudentConfig:
     hidden_size: Annotated[int, Field(ge=4)] = 192  # width of the cells; the teacher's width needs no maps
     embedding_size: Annotated[int, Field(ge=4)] = 128  # rank of the factorised word embedding
     freeze_embeddings: bool = False
+    # of the training of cells and student; auto: mixed with bfloat16 where the device multiplies that much faster
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1  # before the classifier, in the supernet phase
 
 

@@ -6,7 +6,7 @@ import itertools
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -142,8 +142,7 @@ def tokenize(tokenizer: "PreTrainedTokenizerBase", rows: Rows, max_length: int) 
     Of a pair, the longer text is cut first.
     """
     texts = [rows.texts] if rows.pairs is None else [rows.texts, rows.pairs]
-    ids: list[np.ndarray] = []
-    types: list[np.ndarray] = []
+    parts: list[tuple[np.ndarray, ...]] = []  # flat, as an array per row takes more than what it holds
     cut = 0
     for first in range(0, len(rows), _TOKENIZER_ROWS):  # a tokenizer's output takes kilobytes a row
         encoded = tokenizer(
@@ -154,11 +153,16 @@ def tokenize(tokenizer: "PreTrainedTokenizerBase", rows: Rows, max_length: int) 
             return_token_type_ids=True,
         )
         cut += count_cut(encoded, max_length)
-        ids += [np.asarray(one, np.int32) for one in encoded["input_ids"]]
-        types += [np.asarray(one, np.uint8) for one in encoded["token_type_ids"]]
+        ids, types = encoded["input_ids"], encoded["token_type_ids"]
+        parts.append((_flat(ids, np.int32), np.array([len(row) for row in ids]), _flat(types, np.uint8)))
     if cut:
         _log.warning("%d of %d texts were cut to task.max_length = %d word pieces", cut, len(rows), max_length)
-    return TokenDataset(ids, rows.labels, tokenizer.pad_token_id or 0, token_types=types)
+    tokens, lengths, token_types = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return TokenDataset(tokens, lengths, rows.labels, tokenizer.pad_token_id or 0, token_types=token_types)
+
+
+def _flat(rows: Iterable[Iterable[int]], dtype: Any) -> np.ndarray:
+    return np.fromiter(itertools.chain.from_iterable(rows), dtype)
 
 
 def count_cut(encoded: Any, max_length: int) -> int:
@@ -258,7 +262,8 @@ class TokenDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
     """Tokenised rows held ragged; a batch of row numbers gives one padded batch.
 
     Args:
-        encoded: Word pieces of every row.
+        tokens: Word pieces of all rows, one after another, `(num_tokens,)`.
+        lengths: Word pieces of every row, `(num_rows,)`.
         labels: Class numbers as int, or scores as float.
         pad_token_id: Of the tokenizer.
         token_types: Of every word piece, 0 for the first text and 1 for the second; None for all 0.
@@ -266,16 +271,16 @@ class TokenDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
 
     def __init__(
         self,
-        encoded: Sequence[Any],
+        tokens: np.ndarray,
+        lengths: np.ndarray,
         labels: Sequence[float],
         pad_token_id: int = 0,
-        token_types: Sequence[Any] | None = None,
+        token_types: np.ndarray | None = None,
     ) -> None:
         self.pad_token_id = pad_token_id
-        self.offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in encoded])]).astype(np.int64)
-        self.tokens = np.concatenate([np.asarray(ids, np.int32) for ids in encoded])
-        types = [np.zeros(len(self.tokens))] if token_types is None else [np.asarray(row) for row in token_types]
-        self.token_types = np.concatenate(types).astype(np.uint8)
+        self.offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        self.tokens = tokens
+        self.token_types = np.zeros(len(tokens), np.uint8) if token_types is None else token_types
         regression = any(isinstance(label, float) for label in labels)
         self.labels = np.asarray(labels, np.float32 if regression else np.int64)
 

@@ -173,6 +173,7 @@ class DistillationEvaluator(Lightning):
         gradient_clip: Norm; DARTS and its kin are given their own.
         architecture_share: Part of train that a one-shot strategy gets for its architecture; 0 for all others.
         max_rows: Rows of train that are used, the same for every epoch; None takes all.
+        precision: Of the training, as in :func:`~nni_bertnas.training.mixed_precision`.
         seed: Of the order, the choice and the split.
         report: Takes the metrics of every epoch.
         on_trained: Takes the cells that a multi-trial strategy had trained, with their scores.
@@ -193,6 +194,7 @@ class DistillationEvaluator(Lightning):
         gradient_clip: float = 1.0,
         architecture_share: float = 0.0,
         max_rows: int | None = None,
+        precision: str = "float32",
         seed: int = 0,
         report: Report = lambda metrics: None,
         on_trained: OnTrained = lambda cells, scores: None,
@@ -202,7 +204,7 @@ class DistillationEvaluator(Lightning):
         self.train, self.dev, self.edges = train, dev, tuple(edges)
         self.epochs, self.batch_size, self.gradient_clip = epochs, batch_size, gradient_clip
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
-        self.seed, self.report, self.on_trained = seed, report, on_trained
+        self.precision, self.seed, self.report, self.on_trained = precision, seed, report, on_trained
         self.rows = np.random.default_rng(seed).permutation(train.rows)[:max_rows]
         held = round(architecture_share * len(self.rows))
         weights = self._loader(self.rows[held:], "train")
@@ -224,7 +226,7 @@ class DistillationEvaluator(Lightning):
 
     def _trainer(self, epochs: int, *, clip: bool, callbacks: Sequence[Any] = ()) -> Trainer:
         # Strategies that optimise by hand clip by themselves; Lightning forbids both at once.
-        options = trainer_options(epochs, [*callbacks, EpochReport(self.report)])
+        options = trainer_options(epochs, [*callbacks, EpochReport(self.report)], self.precision)
         return Trainer(gradient_clip_val=self.gradient_clip if clip else None, limit_val_batches=0, **options)
 
     @torch.no_grad()

@@ -35,6 +35,20 @@ def best_device() -> torch.device:
     return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
+def mixed_precision(precision: str) -> str:
+    """Lightning's name of a study's `student.precision` on this machine.
+
+    `auto` is mixed precision with bfloat16 on accelerators that have it and on CPUs with units for products of
+    matrices (AMX), where it was measured to be faster; without them it was not (README, "What a step costs").
+    """
+    device = best_device()
+    if precision == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        fast |= device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+        precision = "bfloat16" if fast else "float32"
+    return {"float32": "32-true", "bfloat16": "bf16-mixed"}[precision]
+
+
 def set_threads(concurrency: int, threads: int | None) -> None:
     """Give this process its share of the cores, so that concurrent trials do not fight over them."""
     torch.set_num_threads(threads or max(1, num_cores() // concurrency))
@@ -77,10 +91,13 @@ class KeepBest(pl.Callback):
         self.model.load_state_dict(self._weights)
 
 
-def trainer_options(epochs: int, callbacks: Sequence[pl.Callback] = ()) -> dict[str, Any]:
+def trainer_options(
+    epochs: int, callbacks: Sequence[pl.Callback] = (), precision: str = "float32"
+) -> dict[str, Any]:
     """Arguments of a Lightning trainer that writes nothing to disk and prints nothing."""
     return {
         "max_epochs": epochs,
+        "precision": mixed_precision(precision),
         "callbacks": list(callbacks),
         "logger": False,
         "enable_checkpointing": False,
@@ -91,14 +108,15 @@ def trainer_options(epochs: int, callbacks: Sequence[pl.Callback] = ()) -> dict[
 
 
 def fit(
-    module: pl.LightningModule, train: Iterable[Any], dev: Iterable[Any], epochs: int, callbacks: Sequence[pl.Callback]
-) -> None:
-    """Train a module; Ctrl-C goes on to the caller.
+    module: pl.LightningModule, train: Iterable[Any], dev: Iterable[Any], epochs: int, callbacks: Sequence[pl.Callback],
+    precision: str = "float32",
+) -> None:  # fmt: skip
+    """Train a module; Ctrl-C goes on to the caller. Precision: see :func:`mixed_precision`.
 
     Raises:
         KeyboardInterrupt: Lightning was interrupted.
     """
-    trainer = pl.Trainer(gradient_clip_val=1.0, **trainer_options(epochs, callbacks))
+    trainer = pl.Trainer(gradient_clip_val=1.0, **trainer_options(epochs, callbacks, precision))
     try:
         trainer.fit(module, train, dev)
     except SystemExit as error:  # what Lightning makes of Ctrl-C, after it has switched off further ones
@@ -119,6 +137,8 @@ def adamw_linear(
     Fused, as on CPU the other way allocates the size of each parameter several times over and passes over it.
     """
     optimizer: Optimizer = kind(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
+    # Lightning clips nothing for a fused optimizer in mixed precision, lest the gradients are scaled; bfloat16's are not.
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     rising = max(1, round(warmup * steps))
 
     def scale(step: int) -> float:

@@ -32,14 +32,11 @@ class Convolution(nn.Module):
 
     def __init__(self, hidden_size: int, kernel_size: int, dilation: int = 1) -> None:
         super().__init__()
-        reach = dilation * (kernel_size - 1)
-        self.padding = (reach // 2, reach - reach // 2)
-        self.convolution = nn.Conv1d(hidden_size, hidden_size, kernel_size, dilation=dilation)
+        self.convolution = nn.Conv1d(hidden_size, hidden_size, kernel_size, padding="same", dilation=dilation)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """`(batch, seq, hidden)`, `(batch, seq)` -> `(batch, seq, hidden)`."""
-        channels = F.pad(blank(x, mask).transpose(1, 2), self.padding)
-        return F.gelu(self.convolution(channels)).transpose(1, 2)
+        return F.gelu(self.convolution(blank(x, mask).transpose(1, 2))).transpose(1, 2)
 
 
 class MaxPool(nn.Module):
@@ -115,9 +112,12 @@ class MultiHeadAttention(nn.Module):
         batch, seq, hidden = x.shape
         heads = self.query_key_value(x).view(batch, seq, 3, self.num_heads, hidden // self.num_heads)
         query, key, value = heads.permute(2, 0, 3, 1, 4)
+        if x.device.type == "cpu":  # where attention in half precision takes ten times as long
+            query, key, value = query.float(), key.float(), value.float()
         # Not minus infinity: a row with nothing to attend to would give NaN, and so attends to everything.
-        bias = (1 - mask.to(x.dtype))[:, None, None, :] * torch.finfo(x.dtype).min
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        bias = (1 - mask.to(query.dtype))[:, None, None, :] * torch.finfo(query.dtype).min
+        with torch.autocast(x.device.type, enabled=False):
+            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         return self.output(attended.transpose(1, 2).reshape(batch, seq, hidden))
 
 

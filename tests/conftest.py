@@ -73,7 +73,7 @@ def tiny_study_fields(root: Path) -> dict:
         "runs_dir": str(root / "runs"),
         "task": {"name": "sst2", "source": "glue", "data_dir": str(data), "max_length": 32},
         "teacher": {"model": str(model), "epochs": 3, "learning_rate": 3e-3, "num_blocks": 2},
-        "student": {"hidden_size": 16, "embedding_size": 8},
+        "student": {"hidden_size": 16, "embedding_size": 8, "precision": "float32"},
         "cell": {"strategy": "darts", "depths": [1], "epochs": 2, "samples": 3, "candidates": 2},
         "block": {"candidates": 2, "epochs": 1},
         "supernet": {"epochs": 6, "learning_rate": 3e-3, "embedding_learning_rate": 3e-3},

@@ -93,7 +93,7 @@ def test_ragged_positions_against_naive_loop() -> None:
 
 
 def test_token_batches() -> None:
-    data = TokenDataset([[5, 6, 7], [8], [9, 10]], [1, 0, 1])
+    data = TokenDataset(np.array([5, 6, 7, 8, 9, 10]), np.array([3, 1, 2]), [1, 0, 1])
     batch = data.__getitems__([1, 0])
     assert batch["input_ids"].tolist() == [[8, 0, 0], [5, 6, 7]]
     assert batch["mask"].tolist() == [[True, False, False], [True, True, True]]

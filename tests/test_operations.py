@@ -38,6 +38,13 @@ def test_shape_and_finite(operation: torch.nn.Module) -> None:
     assert y.shape == x.shape and y.isfinite().all()
 
 
+def test_mixed_precision_changes_little(operation: torch.nn.Module) -> None:
+    x = torch.randn(*MASKS.shape, WIDTH)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = operation(x, MASKS).float()
+    assert (y - operation(x, MASKS))[MASKS].abs().max() < 0.02 * x.abs().max()
+
+
 def test_length_one(operation: torch.nn.Module) -> None:
     y = operation(torch.randn(2, 1, WIDTH), torch.ones(2, 1, dtype=torch.bool))
     assert y.shape == (2, 1, WIDTH) and y.isfinite().all()

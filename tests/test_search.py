@@ -123,6 +123,18 @@ def test_candidates_trained_beside_each_other_are_as_if_alone(planted: tuple) ->
         evaluator.score([beside[2]])
 
 
+def test_mixed_precision_trains_as_well(planted: tuple) -> None:
+    scores = []
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(1)
+        one = chain_cell("convolution_3", teacher_size=WIDTH, hidden_size=WIDTH).train()
+        evaluator = DistillationEvaluator(
+            train=planted[0], dev=planted[1], edges=[0, 1], epochs=2, batch_size=8, precision=precision
+        )
+        scores += evaluator.fit_cells([one], 2)
+    assert scores[0] != scores[1] and scores[1] == pytest.approx(scores[0], rel=0.03)
+
+
 def test_start_maps_lower_the_score(planted: tuple) -> None:
     evaluator = DistillationEvaluator(train=planted[0], dev=planted[1], edges=[0, 1], epochs=1)
     one = chain_cell("zero", teacher_size=WIDTH, hidden_size=8)

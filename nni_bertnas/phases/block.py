@@ -39,7 +39,7 @@ def _cells(study: Study, block: int) -> dict[int, dict[str, Any]]:
 
 def _fingerprint(study: Study, cells: dict[int, dict[str, Any]]) -> str:
     searches = sorted(result["fingerprint"] for result in cells.values())
-    return fingerprint(searches, study.seed, study_to_dict(study)["block"])
+    return fingerprint(searches, study.seed, study.student.precision, study_to_dict(study)["block"])
 
 
 def run(study: Study, block: int, tracker: Tracker | None = None) -> dict[str, Any]:
@@ -111,6 +111,7 @@ def _train(study: Study, block: int, tracker: Tracker, edges: list[int]) -> dict
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
+        precision=study.student.precision,
         seed=seed,
         report=lambda metrics: tracker.epoch(metrics, "train_loss"),
     )

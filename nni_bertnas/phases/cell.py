@@ -42,7 +42,8 @@ def _fingerprint(study: Study, block: int, depth: int) -> str:
     settings = study_to_dict(study)["cell"]
     del settings["depths"]  # another depth leaves this one as it is
     features = features_fingerprint(study, study_edges(study))
-    return fingerprint(features, study.seed, study.student.hidden_size, settings, block, depth)
+    student = study.student.hidden_size, study.student.precision
+    return fingerprint(features, study.seed, student, settings, block, depth)
 
 
 def run(study: Study, block: int, depth: int, tracker: Tracker | None = None) -> dict[str, Any]:
@@ -153,6 +154,7 @@ def make_search(study: Study, block: int, depth: int, edges: list[int], tracker:
         weight_decay=config.weight_decay,
         gradient_clip=config.gradient_clip,
         max_rows=config.max_rows,
+        precision=study.student.precision,
         seed=_seed(study, block, depth),
         report=lambda metrics: tracker.epoch(metrics, "train_loss"),
     )

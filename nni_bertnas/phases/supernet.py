@@ -227,7 +227,7 @@ def _distill(
     callbacks = [best, EpochReport(lambda metrics: tracker.epoch(metrics, metric))]
     if config.patience is not None:
         callbacks.append(pl.callbacks.EarlyStopping(metric, mode="max", patience=config.patience))
-    fit(module, loader, dev_loader, config.epochs, callbacks)
+    fit(module, loader, dev_loader, config.epochs, callbacks, study.student.precision)
     return student.eval(), {"chain_difference": difference, "epoch_of_best": best.epoch}
 
 
