@@ -7,8 +7,8 @@ search_cost.png is a plot; the last line is one JSON object.
 
 - `search`: on all rows, cell and block as `bertnas` runs them through NNI with the default settings, against one epoch
   of fine-tuning, half of it before the search and half after; then once more with a slow setting, every cell trained
-  for an epoch of all rows, whose block scores are compared; every seed has a teacher of its own. The other parts take
-  a part of the rows and a teacher fine-tuned for a moment only, as its answers do not matter there.
+  for an epoch of all rows, whose block scores are compared. All seeds have the first one's teacher. The other parts
+  take a part of the rows and a teacher fine-tuned for a moment only, as its answers do not matter there.
 - `store`: building against one plain inference pass over the same rows, in turns.
 - `start`: how long a trial with one cell and 64 rows takes from NNI's start to its end, which is an upper bound of its
   first step, with and without the process that has loaded the libraries; beside it what the plain imports take.
@@ -53,13 +53,14 @@ PARTS = ("search", "store", "start", "memory")
 SIZES = (25_000, 50_000, 100_000, 400_000)
 
 
-def measure_search(study: Study, seed: int) -> dict[str, Any]:
+def measure_search(study: Study, seed: int, teacher: Path | None) -> dict[str, Any]:
     """Of all rows: the default search between the halves of a teacher's epoch, then the slow search."""
     study = dataclasses.replace(
         study,
         name=f"search-{seed}",
         seed=seed,
         task=dataclasses.replace(study.task, max_train_rows=None),
+        teacher=study.teacher if teacher is None else dataclasses.replace(study.teacher, model=str(teacher)),
         student=StudentConfig(),
     )
     result: dict[str, Any] = {"teacher": ensure_teacher(study), "store_seconds": ensure_features(study)["seconds"]}
@@ -73,6 +74,7 @@ def measure_search(study: Study, seed: int) -> dict[str, Any]:
     seconds.append(take(step, batches[half:]))
     result["epoch"] = {"steps": len(batches), "seconds": sum(seconds), "halves": seconds}
     result["search_over_epoch"] = sum(result["default"]["seconds"].values()) / sum(seconds)
+    result["search_and_store_over_epoch"] = result["search_over_epoch"] + result["store_seconds"] / sum(seconds)
     print(json.dumps(result), flush=True)
     result["slow"] = run_phases(dataclasses.replace(study, cell=slow))
     result["default_over_slow_score"] = [
@@ -250,8 +252,11 @@ def main() -> None:
     result = json.loads(options.output.read_text()) if options.output.exists() else {}
     for part in options.parts:
         if part == "search":
+            result[part], teacher = {}, None
             for seed in options.seeds:
-                result.setdefault(part, {})[str(seed)] = measure_search(study, seed)
+                result[part][str(seed)] = measure_search(study, seed, teacher)
+                options.output.write_text(json.dumps(result, indent=1))
+                teacher = teacher or (Path(study.runs_dir) / f"search-{seed}" / "teacher").resolve()
         elif part == "memory":
             result[part] = measure_memory(options)
             plot(result[part], options.output.with_suffix(".png"))

@@ -43,6 +43,7 @@ from search_space.cells import build_cell
 HERE = Path(__file__).parent
 CELLS = ("convolution_3", "attention_4", "attention_4")  # those that the demo chose
 CHOSEN = "student, rows of the embedding"
+TEACHERS = {"teacher": {}, "teacher, AdamW not fused": {"fused": False}, "teacher, bfloat16": {"half": True}}
 STUDENTS = {
     "student, dense embedding": {"sparse": False},
     CHOSEN: {},
@@ -65,14 +66,16 @@ def make_study(options: argparse.Namespace) -> Study:
     )
 
 
-def teacher_step(study: Study) -> Callable[[dict[str, Any]], None]:
+def teacher_step(study: Study, *, fused: bool = True, half: bool = False) -> Callable[[dict[str, Any]], None]:
     """One step of fine-tuning."""
     model = load_teacher(study)[0].requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=fused)
 
     def step(batch: dict[str, Any]) -> None:
         optimizer.zero_grad()
-        label_loss(model(**model_inputs(model, batch)).logits, batch["labels"]).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = label_loss(model(**model_inputs(model, batch)).logits, batch["labels"])
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
@@ -219,7 +222,7 @@ def main() -> None:
 
     loader = make_loader(FeatureDataset(store, edges[1:], tokens=True), 32, shuffle=True)
     batches = list(loader)[: options.repeats]
-    calls = {"teacher": teacher_step(study)}
+    calls = {name: teacher_step(study, **how) for name, how in TEACHERS.items()}
     calls |= {name: student_step(study, **how) for name, how in STUDENTS.items()}
     calls |= {name: cell_step(study, **how) for name, how in CELL_STEPS.items()}
     seconds = in_turns(calls, batches)

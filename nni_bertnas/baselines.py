@@ -358,7 +358,8 @@ def train_cells(
         pl.seed_everything(seed, verbose=False)
         evaluator = make(
             edges=edges[block : block + 2], epochs=study.block.epochs, batch_size=study.block.batch_size,
-            learning_rate=study.block.learning_rate, weight_decay=study.block.weight_decay, seed=seed,
+            learning_rate=study.block.learning_rate, weight_decay=study.block.weight_decay,
+            optimizer=study.block.optimizer, seed=seed,
         )  # fmt: skip
         scores += evaluator.fit_cells([cell.train()], study.block.epochs)
     return [cell.eval() for cell in cells], scores

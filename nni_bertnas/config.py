@@ -225,7 +225,8 @@ class BlockConfig:
 
     candidates: Positive = 3  # per block, over all depths
     epochs: Positive = 2
-    batch_size: Positive = 32  # rows
+    optimizer: Literal["muon", "adamw"] = "muon"  # a key of evaluator.OPTIMIZERS; muon: AdamW for what is no matrix
+    batch_size: Positive = 64  # rows
     learning_rate: Rate = 4e-3
     weight_decay: Weight = 0.01
 

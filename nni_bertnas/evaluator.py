@@ -19,12 +19,14 @@ from nni_bertnas.data import ReadAhead, make_loader
 from nni_bertnas.distill import masked_absolute_sum, masked_mse, reduced_rank_regression
 from nni_bertnas.errors import CandidateError
 from nni_bertnas.features import FeatureDataset, FeatureStore
+from nni_bertnas.muon import MuonAdamW
 from nni_bertnas.training import EpochReport, Report, adamw_linear, trainer_options
 
 _log = logging.getLogger(__name__)
 _Loader = nni.trace(ReadAhead)  # NNI takes no other
 _REGRESSION_TOKENS = 50_000  # enough for a few hundred units
 _FAILED = -1e9  # the metric of a cell that diverged; NNI's channel takes no infinity
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "muon": MuonAdamW}
 OnTrained = Callable[[list[nn.Module], list[float]], None]  # takes trained cells and their block scores
 Penalty = Callable[[nn.Module], Tensor]
 
@@ -81,9 +83,10 @@ class CellDistillation(LightningModule):
     Args:
         variances: Of every block's targets; the loss is the mean over blocks of the masked MSE over it, so that blocks
             are comparable.
-        learning_rate: Peak rate of AdamW.
-        weight_decay: Of AdamW.
+        learning_rate: Peak rate.
+        weight_decay: Decoupled.
         steps: Optimiser steps in all.
+        optimizer: A key of OPTIMIZERS.
         penalty: Added to the loss of the batches of the part `architecture`; takes the supernet.
     """
 
@@ -93,9 +96,11 @@ class CellDistillation(LightningModule):
         learning_rate: float,
         weight_decay: float,
         steps: int,
+        optimizer: str = "adamw",
         penalty: Penalty | None = None,
     ) -> None:
         super().__init__()
+        self.optimizer = optimizer
         self.variances = list(variances)
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -131,8 +136,9 @@ class CellDistillation(LightningModule):
         self.log("reward", -self._loss(batch).detach(), on_step=True, on_epoch=False, batch_size=len(batch["mask"]))
 
     def configure_optimizers(self) -> Any:
-        """AdamW with a linear schedule."""
-        return adamw_linear(self.model.parameters(), self.learning_rate, self.weight_decay, 0.05, self.steps)
+        """The optimizer with a linear schedule."""
+        shape = self.learning_rate, self.weight_decay, 0.05, self.steps
+        return adamw_linear(self.model.parameters(), *shape, OPTIMIZERS[self.optimizer])
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Called by Lightning; on CPU there is nothing to look for in a batch, which takes it a third of a step."""
@@ -169,7 +175,8 @@ class DistillationEvaluator(Lightning):
         epochs: Training epochs.
         batch_size: Rows.
         learning_rate: Peak.
-        weight_decay: Of AdamW.
+        weight_decay: Decoupled.
+        optimizer: A key of OPTIMIZERS.
         gradient_clip: Norm; DARTS and its kin are given their own.
         architecture_share: Part of train that a one-shot strategy gets for its architecture; 0 for all others.
         max_rows: Rows of train that are used, the same for every epoch; None takes all.
@@ -191,6 +198,7 @@ class DistillationEvaluator(Lightning):
         batch_size: int = 64,
         learning_rate: float = 2e-3,
         weight_decay: float = 0.01,
+        optimizer: str = "adamw",
         gradient_clip: float = 1.0,
         architecture_share: float = 0.0,
         max_rows: int | None = None,
@@ -203,7 +211,7 @@ class DistillationEvaluator(Lightning):
     ) -> None:
         self.train, self.dev, self.edges = train, dev, tuple(edges)
         self.epochs, self.batch_size, self.gradient_clip = epochs, batch_size, gradient_clip
-        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.learning_rate, self.weight_decay, self.optimizer = learning_rate, weight_decay, optimizer
         self.precision, self.seed, self.report, self.on_trained = precision, seed, report, on_trained
         self.rows = np.random.default_rng(seed).permutation(train.rows)[:max_rows]
         held = round(architecture_share * len(self.rows))
@@ -222,7 +230,7 @@ class DistillationEvaluator(Lightning):
         self, steps: int, penalty: Penalty | None = None, kind: type[CellDistillation] = CellDistillation
     ) -> CellDistillation:
         variances = [self.train.variance(edge) for edge in self.edges[1:]]
-        return kind(variances, self.learning_rate, self.weight_decay, steps, penalty)
+        return kind(variances, self.learning_rate, self.weight_decay, steps, self.optimizer, penalty)
 
     def _trainer(self, epochs: int, *, clip: bool, callbacks: Sequence[Any] = ()) -> Trainer:
         # Strategies that optimise by hand clip by themselves; Lightning forbids both at once.

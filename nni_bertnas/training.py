@@ -130,13 +130,13 @@ def adamw_linear(
     weight_decay: float,
     warmup: float,
     steps: int,
-    kind: type[torch.optim.AdamW] = torch.optim.AdamW,
+    kind: type[Optimizer] = torch.optim.AdamW,
 ) -> dict[str, Any]:
     """AdamW whose rate rises over the first `warmup` share of `steps` and then falls to 0, by step.
 
     Fused, as on CPU the other way allocates the size of each parameter several times over and passes over it.
     """
-    optimizer: Optimizer = kind(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
+    optimizer = kind(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)  # type: ignore[call-arg]
     # Lightning clips nothing for a fused optimizer in mixed precision, lest the gradients are scaled; bfloat16's are not.
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     rising = max(1, round(warmup * steps))

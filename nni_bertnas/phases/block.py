@@ -111,6 +111,7 @@ def _train(study: Study, block: int, tracker: Tracker, edges: list[int]) -> dict
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
+        optimizer=config.optimizer,
         precision=study.student.precision,
         seed=seed,
         report=lambda metrics: tracker.epoch(metrics, "train_loss"),
