@@ -6,9 +6,10 @@ On SST-2 with MiniLM as the teacher. Everything goes to benchmarks/results/searc
 search_cost.png is a plot; the last line is one JSON object.
 
 - `search`: on all rows, cell and block as `bertnas` runs them through NNI with the default settings, against one epoch
-  of fine-tuning, half of it before the search and half after; then once more with a slow setting, every cell trained
-  for an epoch of all rows, whose block scores are compared. All seeds have the first one's teacher. The other parts
-  take a part of the rows and a teacher fine-tuned for a moment only, as its answers do not matter there.
+  of fine-tuning, an eighth of whose batches are taken before the search and an eighth after; then once more with a slow
+  setting, every cell trained for an epoch of all rows, whose best block scores are compared (only the greatest depth,
+  which has the best in all that were seen). All seeds have the first one's teacher. The other parts take a part of the
+  rows and a teacher fine-tuned for a moment only, as its answers do not matter there.
 - `store`: building against one plain inference pass over the same rows, in turns.
 - `start`: how long a trial with one cell and 64 rows takes from NNI's start to its end, which is an upper bound of its
   first step, with and without the process that has loaded the libraries; beside it what the plain imports take.
@@ -54,7 +55,7 @@ SIZES = (25_000, 50_000, 100_000, 400_000)
 
 
 def measure_search(study: Study, seed: int, teacher: Path | None) -> dict[str, Any]:
-    """Of all rows: the default search between the halves of a teacher's epoch, then the slow search."""
+    """Of all rows: the default search between two parts of a teacher's epoch, then the slow search."""
     study = dataclasses.replace(
         study,
         name=f"search-{seed}",
@@ -67,16 +68,19 @@ def measure_search(study: Study, seed: int, teacher: Path | None) -> dict[str, A
     tokenizer = load_teacher(study)[1]
     data = tokenize(tokenizer, load_task(study.task).splits["train"], study.task.max_length)
     batches = list(make_loader(data, study.teacher.batch_size, shuffle=True))
-    step, half = teacher_step(study), len(batches) // 2
-    slow = dataclasses.replace(study.cell, max_rows=None, epochs=1)
-    seconds = [take(step, batches[:half])]
+    step, part = teacher_step(study), len(batches) // 8
+    slow = dataclasses.replace(study.cell, max_rows=None, epochs=1, depths=[max(study.cell.depths)])
+    seconds = [take(step, batches[:part])]
     result["default"] = run_phases(study)
-    seconds.append(take(step, batches[half:]))
-    result["epoch"] = {"steps": len(batches), "seconds": sum(seconds), "halves": seconds}
-    result["search_over_epoch"] = sum(result["default"]["seconds"].values()) / sum(seconds)
-    result["search_and_store_over_epoch"] = result["search_over_epoch"] + result["store_seconds"] / sum(seconds)
+    seconds.append(take(step, batches[part : 2 * part]))
+    epoch = sum(seconds) / (2 * part) * len(batches)
+    result["epoch"] = {"steps": len(batches), "seconds": epoch, "seconds_of_parts": seconds, "steps_of_a_part": part}
+    result["search_over_epoch"] = sum(result["default"]["seconds"].values()) / epoch
+    result["search_and_store_over_epoch"] = result["search_over_epoch"] + result["store_seconds"] / epoch
     print(json.dumps(result), flush=True)
-    result["slow"] = run_phases(dataclasses.replace(study, cell=slow))
+    result["slow"] = run_phases(
+        dataclasses.replace(study, cell=slow, block=dataclasses.replace(study.block, candidates=1))
+    )
     result["default_over_slow_score"] = [
         fast[0] / best[0]
         for fast, best in zip(result["default"]["block_scores"], result["slow"]["block_scores"], strict=True)

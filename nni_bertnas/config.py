@@ -165,7 +165,7 @@ class CellConfig:
     strategy: Literal[
         "darts", "gumbel_darts", "proxyless", "random_one_shot", "enas", "random", "evolution", "tpe", "grid"
     ] = "evolution"  # a key of strategies.STRATEGIES; README, "How good the searches are"
-    max_rows: Annotated[int, Field(ge=16)] | None = 3000  # of train used by the search; null takes all
+    max_rows: Annotated[int, Field(ge=16)] | None = 2000  # of train used by the search; null takes all
     epochs: Positive = 2  # of a one-shot search, or of each sampled architecture (multi-trial)
     batch_size: Positive = 16  # rows
     learning_rate: Rate = 4e-3

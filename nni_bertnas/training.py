@@ -91,9 +91,7 @@ class KeepBest(pl.Callback):
         self.model.load_state_dict(self._weights)
 
 
-def trainer_options(
-    epochs: int, callbacks: Sequence[pl.Callback] = (), precision: str = "float32"
-) -> dict[str, Any]:
+def trainer_options(epochs: int, callbacks: Sequence[pl.Callback] = (), precision: str = "float32") -> dict[str, Any]:
     """Arguments of a Lightning trainer that writes nothing to disk and prints nothing."""
     return {
         "max_epochs": epochs,
@@ -137,7 +135,7 @@ def adamw_linear(
     Fused, as on CPU the other way allocates the size of each parameter several times over and passes over it.
     """
     optimizer = kind(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)  # type: ignore[call-arg]
-    # Lightning clips nothing for a fused optimizer in mixed precision, lest the gradients are scaled; bfloat16's are not.
+    # In mixed precision Lightning clips nothing for a fused optimizer, lest gradients are scaled; bfloat16's are not.
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     rising = max(1, round(warmup * steps))
 

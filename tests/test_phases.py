@@ -93,6 +93,12 @@ def test_choose_takes_the_best_the_fastest_each_depth_and_the_front_first() -> N
     chosen = [(depth, candidate["score"]) for depth, candidate in block.choose(cells, 9)]
     assert chosen == [(2, 0.2), (1, 0.5), (3, 0.7), (2, 0.3), (2, 0.4), (1, 0.8), (3, 0.9)]
     assert len(block.choose(cells, 2)) == 2
+    cells = {
+        1: {"candidates": [one(0.332, 1.1), one(0.334, 1.0)]},
+        2: {"candidates": [one(0.335, 2.1), one(0.3355, 2.0), one(0.35, 1.9)]},
+    }
+    chosen = [(depth, candidate["score"]) for depth, candidate in block.choose(cells, 9)]
+    assert chosen == [(2, 0.335), (1, 0.334), (2, 0.3355), (1, 0.332), (2, 0.35)]
 
 
 def test_supernet_result_and_saved_student(finished: tuple) -> None:

@@ -74,20 +74,24 @@ def run(study: Study, block: int, tracker: Tracker | None = None) -> dict[str, A
 def choose(cells: dict[int, dict[str, Any]], count: int) -> list[tuple[int, Candidate]]:
     """Up to `count` candidates with their depths, over all depths.
 
-    The best score and the lowest latency come first, so that a budget always finds something; then the best of every
-    other depth, as deeper cells gain more from further training than their scores so far tell; then the rest of the
-    Pareto front of score and latency by score; then the others by score.
+    Deeper cells gain more from further training than their scores so far tell, and small differences tell nothing yet.
+    So first comes the deepest of those within 2 % of the best score, then the lowest latency, so that a budget always
+    finds something; then the best of every depth that has none yet; then those within 1 % of the first at its depth;
+    then the rest of the Pareto front of score and latency by score; then the others by score.
     """
     everything = [(depth, candidate) for depth, result in cells.items() for candidate in result["candidates"]]
     everything.sort(key=lambda pair: pair[1]["score"])
     fastest = min(everything, key=lambda pair: pair[1]["latency_ms"])
-    of_each_depth: dict[int, tuple[int, Candidate]] = {}
+    close = [pair for pair in everything if pair[1]["score"] <= 1.02 * everything[0][1]["score"]]
+    first = max(close, key=lambda pair: pair[0])
+    ties = [pair for pair in close if pair[0] == first[0] and pair[1]["score"] <= 1.01 * first[1]["score"]]
+    of_each_depth = {first[0]: first, fastest[0]: fastest}
     front: list[tuple[int, Candidate]] = []
     for pair in everything:
         of_each_depth.setdefault(pair[0], pair)
         if not front or pair[1]["latency_ms"] < front[-1][1]["latency_ms"]:
             front.append(pair)
-    order = [everything[0], fastest, *of_each_depth.values(), *front, *everything]
+    order = [first, fastest, *of_each_depth.values(), *ties, *front, *everything]
     distinct = {id(candidate): (depth, candidate) for depth, candidate in order}
     return list(distinct.values())[:count]
 
