@@ -118,7 +118,7 @@ class MultiHeadAttention(nn.Module):
         bias = (1 - mask.to(query.dtype))[:, None, None, :] * torch.finfo(query.dtype).min
         with torch.autocast(x.device.type, enabled=False):
             attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        return self.output(attended.transpose(1, 2).reshape(batch, seq, hidden))
+        return self.output(attended.transpose(1, 2).reshape(batch, seq, hidden).to(x.dtype))
 
 
 class FeedForward(nn.Module):

@@ -45,6 +45,12 @@ def test_mixed_precision_changes_little(operation: torch.nn.Module) -> None:
     assert (y - operation(x, MASKS))[MASKS].abs().max() < 0.02 * x.abs().max()
 
 
+def test_weights_of_half_precision(operation: torch.nn.Module) -> None:
+    x = torch.randn(*MASKS.shape, WIDTH).bfloat16()
+    y = operation.bfloat16()(x, MASKS)
+    assert y.dtype == torch.bfloat16 and y.isfinite().all()
+
+
 def test_length_one(operation: torch.nn.Module) -> None:
     y = operation(torch.randn(2, 1, WIDTH), torch.ones(2, 1, dtype=torch.bool))
     assert y.shape == (2, 1, WIDTH) and y.isfinite().all()
