@@ -361,5 +361,10 @@ def train_cells(
             learning_rate=study.block.learning_rate, weight_decay=study.block.weight_decay,
             optimizer=study.block.optimizer, seed=seed,
         )  # fmt: skip
+        if study.starts_fresh(len(train.rows)):
+            cell = cells[block] = build_cell(
+                config.space, drawn[block].architecture, drawn[block].depth, train.hidden_size, width
+            )
+            evaluator.start_maps([cell])
         scores += evaluator.fit_cells([cell.train()], study.block.epochs)
     return [cell.eval() for cell in cells], scores

@@ -149,7 +149,7 @@ class StudentConfig:
     hidden_size: Annotated[int, Field(ge=4)] = 192  # width of the cells; the teacher's width needs no maps
     embedding_size: Annotated[int, Field(ge=4)] = 128  # rank of the factorised word embedding
     freeze_embeddings: bool = False
-    # of the training of cells and student; auto: mixed with bfloat16 where the device multiplies that much faster
+    # of the training of cells and student; auto: mixed with bfloat16 on CUDA, and in the block phase on CPUs with AMX
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1  # before the classifier, in the supernet phase
 
@@ -224,6 +224,8 @@ class BlockConfig:
     """Further training of each block's best candidates."""
 
     candidates: Positive = 3  # per block, over all depths
+    # from random layers, or the cell phase's weights; auto: fresh where the search saw less than half of train
+    start: Literal["auto", "fresh", "cell"] = "auto"
     epochs: Positive = 2
     optimizer: Literal["muon", "adamw"] = "muon"  # a key of evaluator.OPTIMIZERS; muon: AdamW for what is no matrix
     batch_size: Positive = 64  # rows
@@ -332,6 +334,11 @@ class Study:
         at_once = units if units < 2 * num_cores() else num_cores()
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 62
         return self.nni.concurrency or max(1, min(at_once, memory >> 31))
+
+    def starts_fresh(self, num_rows: int) -> bool:
+        """Whether the block phase trains from random layers, given how many rows of train there are."""
+        seen = self.cell.max_rows or num_rows
+        return self.block.start == "fresh" or (self.block.start == "auto" and 2 * seen < num_rows)
 
     @model_validator(mode="after")
     def _loss_fits(self) -> "Study":

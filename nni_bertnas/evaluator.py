@@ -20,7 +20,7 @@ from nni_bertnas.distill import masked_absolute_sum, masked_mse, reduced_rank_re
 from nni_bertnas.errors import CandidateError
 from nni_bertnas.features import FeatureDataset, FeatureStore
 from nni_bertnas.muon import MuonAdamW
-from nni_bertnas.training import EpochReport, Report, adamw_linear, trainer_options
+from nni_bertnas.training import EpochReport, Report, adamw_linear, mixed_precision, trainer_options
 
 _log = logging.getLogger(__name__)
 _Loader = nni.trace(ReadAhead)  # NNI takes no other
@@ -232,9 +232,10 @@ class DistillationEvaluator(Lightning):
         variances = [self.train.variance(edge) for edge in self.edges[1:]]
         return kind(variances, self.learning_rate, self.weight_decay, steps, self.optimizer, penalty)
 
-    def _trainer(self, epochs: int, *, clip: bool, callbacks: Sequence[Any] = ()) -> Trainer:
+    def _trainer(self, epochs: int, *, clip: bool, callbacks: Sequence[Any] = (), wide: bool = False) -> Trainer:
         # Strategies that optimise by hand clip by themselves; Lightning forbids both at once.
-        options = trainer_options(epochs, [*callbacks, EpochReport(self.report)], self.precision)
+        precision = mixed_precision(self.precision, wide)
+        options = trainer_options(epochs, [*callbacks, EpochReport(self.report)], precision)
         return Trainer(gradient_clip_val=self.gradient_clip if clip else None, limit_val_batches=0, **options)
 
     @torch.no_grad()
@@ -298,7 +299,7 @@ class DistillationEvaluator(Lightning):
     def _fit(self, cells: Sequence[nn.Module], epochs: int, rows: Any, kind: type[CellDistillation]) -> None:
         loader = self._loader(rows, "train")
         # A fresh trainer every time, as Lightning's keep their state.
-        trainer = self._trainer(epochs, clip=True)
+        trainer = self._trainer(epochs, clip=True, wide=kind is CandidateDistillation)
         Lightning(self._module(epochs * len(loader), kind=kind), trainer, loader).evaluate(Cells(cells))
 
     def evaluate(self, model: nn.Module) -> float:

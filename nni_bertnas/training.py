@@ -35,16 +35,20 @@ def best_device() -> torch.device:
     return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
-def mixed_precision(precision: str) -> str:
+def mixed_precision(precision: str, wide: bool = False) -> str:
     """Lightning's name of a study's `student.precision` on this machine.
 
-    `auto` is mixed precision with bfloat16 on accelerators that have it and on CPUs with units for products of
-    matrices (AMX), where it was measured to be faster; without them it was not (README, "What a step costs").
+    `auto` is mixed precision with bfloat16 on CUDA devices that have it, and, for wide steps, on CPUs with units for
+    products of matrices (AMX). Elsewhere it was measured to gain nothing (README, "What a search and its steps cost").
+
+    Args:
+        precision: The study's.
+        wide: Whether a step has enough to do to pay for the conversions: several cells at a batch of dozens of rows.
     """
     device = best_device()
     if precision == "auto":
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        fast |= device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+        fast |= wide and device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
         precision = "bfloat16" if fast else "float32"
     return {"float32": "32-true", "bfloat16": "bf16-mixed"}[precision]
 
@@ -91,11 +95,11 @@ class KeepBest(pl.Callback):
         self.model.load_state_dict(self._weights)
 
 
-def trainer_options(epochs: int, callbacks: Sequence[pl.Callback] = (), precision: str = "float32") -> dict[str, Any]:
+def trainer_options(epochs: int, callbacks: Sequence[pl.Callback] = (), precision: str = "32-true") -> dict[str, Any]:
     """Arguments of a Lightning trainer that writes nothing to disk and prints nothing."""
     return {
         "max_epochs": epochs,
-        "precision": mixed_precision(precision),
+        "precision": precision,
         "callbacks": list(callbacks),
         "logger": False,
         "enable_checkpointing": False,
@@ -114,7 +118,7 @@ def fit(
     Raises:
         KeyboardInterrupt: Lightning was interrupted.
     """
-    trainer = pl.Trainer(gradient_clip_val=1.0, **trainer_options(epochs, callbacks, precision))
+    trainer = pl.Trainer(gradient_clip_val=1.0, **trainer_options(epochs, callbacks, mixed_precision(precision)))
     try:
         trainer.fit(module, train, dev)
     except SystemExit as error:  # what Lightning makes of Ctrl-C, after it has switched off further ones

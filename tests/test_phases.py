@@ -81,6 +81,14 @@ def test_block_goes_on_from_the_cells_weights(finished: tuple) -> None:
     assert any(one["score"] < before[str(one["architecture"])] for one in ranking)
 
 
+def test_cells_start_afresh_where_the_search_saw_little(tmp_path: Path) -> None:
+    for max_rows, start, fresh in (
+        (40, "auto", True), (60, "auto", False), (None, "auto", False), (None, "fresh", True), (40, "cell", False),
+    ):  # fmt: skip
+        study = tiny_study(tmp_path, cell={"max_rows": max_rows}, block={"start": start})
+        assert study.starts_fresh(100) is fresh
+
+
 def test_choose_takes_the_best_the_fastest_each_depth_and_the_front_first() -> None:
     def one(score: float, latency_ms: float) -> dict:
         return {"score": score, "latency_ms": latency_ms}

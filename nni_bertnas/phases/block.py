@@ -1,4 +1,4 @@
-"""Phase 2, block: go on training each block's best candidates and rank them."""
+"""Phase 2, block: train each block's best candidates on all rows and rank them."""
 
 import logging
 import time
@@ -11,6 +11,7 @@ from nni_bertnas.errors import CandidateError, ConfigError, PhaseError
 from nni_bertnas.features import open_features, study_edges
 from nni_bertnas.strategies import Found
 from nni_bertnas.tracking import Tracker
+from search_space.cells import build_cell
 
 _log = logging.getLogger(__name__)
 NAMES = ("block",)
@@ -123,6 +124,11 @@ def _train(study: Study, block: int, tracker: Tracker, edges: list[int]) -> dict
     chosen = choose(cells, config.candidates)
     width = study.student.hidden_size
     trained = [load_cell(run_directory.cell(block, depth), one, train.hidden_size, width) for depth, one in chosen]
+    if study.starts_fresh(len(train.rows)):
+        shapes = [(one["space"], one["architecture"], depth, train.hidden_size, width) for depth, one in chosen]
+        trained = [build_cell(*shape) for shape in shapes]
+        for cell in trained:
+            evaluator.start_maps([cell])
     evaluator.fit_candidates([cell.train() for cell in trained], config.epochs)
     found = []
     for (_, candidate), cell in zip(chosen, trained, strict=True):
