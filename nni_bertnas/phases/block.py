@@ -123,12 +123,13 @@ def _train(study: Study, block: int, tracker: Tracker, edges: list[int]) -> dict
     )
     chosen = choose(cells, config.candidates)
     width = study.student.hidden_size
-    trained = [load_cell(run_directory.cell(block, depth), one, train.hidden_size, width) for depth, one in chosen]
     if study.starts_fresh(len(train.rows)):
         shapes = [(one["space"], one["architecture"], depth, train.hidden_size, width) for depth, one in chosen]
         trained = [build_cell(*shape) for shape in shapes]
         for cell in trained:
             evaluator.start_maps([cell])
+    else:
+        trained = [load_cell(run_directory.cell(block, depth), one, train.hidden_size, width) for depth, one in chosen]
     evaluator.fit_candidates([cell.train() for cell in trained], config.epochs)
     found = []
     for (_, candidate), cell in zip(chosen, trained, strict=True):
