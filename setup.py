@@ -17,7 +17,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["nni_bertnas", "nni_bertnas.*", "search_space", "trials"]),
-    package_data={"nni_bertnas": ["loopback.js"]},
+    package_data={"nni_bertnas": ["launch/loopback.js"]},
     install_requires=[
         "nni==3.0",
         # nnictl imports pkg_resources, which setuptools 81 no longer ships.

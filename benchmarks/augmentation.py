@@ -24,13 +24,13 @@ import torch
 
 from nni_bertnas import quiet_libraries
 from nni_bertnas.artifacts import RunDirectory
-from nni_bertnas.augment import ensure_augmented
+from nni_bertnas.augment.replace import ensure_augmented
 from nni_bertnas.config import Study, load_study
-from nni_bertnas.features import ensure_features
-from nni_bertnas.masked_lm import ensure_masked_lm
-from nni_bertnas.phases import block, cell, supernet
-from nni_bertnas.tasks import task_spec
-from nni_bertnas.teacher import ensure_teacher
+from nni_bertnas.data.tasks import task_spec
+from nni_bertnas.stages import block, cell, supernet
+from nni_bertnas.store.reader import ensure_features
+from nni_bertnas.training.masked_lm import ensure_masked_lm
+from nni_bertnas.training.teacher import ensure_teacher
 
 HERE = Path(__file__).parent
 TARGET = HERE / "results" / "augmentation.json"

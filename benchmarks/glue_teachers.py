@@ -20,7 +20,7 @@ import torch
 
 from nni_bertnas import quiet_libraries
 from nni_bertnas.config import load_study, study_to_dict
-from nni_bertnas.teacher import ensure_teacher
+from nni_bertnas.training.teacher import ensure_teacher
 
 HERE = Path(__file__).parent
 TARGET = HERE / "results" / "glue_teachers.json"

@@ -39,14 +39,14 @@ from steps import make_study, teacher_step
 from nni_bertnas import quiet_libraries
 from nni_bertnas.artifacts import RunDirectory
 from nni_bertnas.config import StudentConfig, Study, study_to_dict, study_to_yaml
-from nni_bertnas.data import LengthBatches, load_task, make_loader, tokenize
-from nni_bertnas.experiments import make_config, run_experiment
-from nni_bertnas.feature_files import _BATCH_SIZE, SplitWriter
-from nni_bertnas.features import FeatureDataset, FeatureStore, ensure_features, study_edges
-from nni_bertnas.phases import block
-from nni_bertnas.preload import server
-from nni_bertnas.scoring import model_inputs
-from nni_bertnas.teacher import ensure_teacher, load_teacher
+from nni_bertnas.data.batches import LengthBatches, load_task, make_loader, tokenize
+from nni_bertnas.launch.experiments import make_config, run_experiment
+from nni_bertnas.launch.trial_server import server
+from nni_bertnas.stages import block
+from nni_bertnas.store.reader import FeatureDataset, FeatureStore, ensure_features, study_edges
+from nni_bertnas.store.writer import _BATCH_SIZE, SplitWriter
+from nni_bertnas.training.metrics import model_inputs
+from nni_bertnas.training.teacher import ensure_teacher, load_teacher
 
 HERE = Path(__file__).parent
 IMPORTS = "import nni, torch, pytorch_lightning"

@@ -32,14 +32,14 @@ from scipy.stats import kendalltau
 
 from nni_bertnas import quiet_libraries
 from nni_bertnas.artifacts import RunDirectory
-from nni_bertnas.baselines import sample_architecture, uniform_architectures
 from nni_bertnas.config import Study, load_study
-from nni_bertnas.features import ensure_features
-from nni_bertnas.phases.cell import make_search
-from nni_bertnas.strategies import STRATEGIES as SEARCHES
-from nni_bertnas.strategies import Search
-from nni_bertnas.teacher import ensure_teacher
-from nni_bertnas.training import pl
+from nni_bertnas.search.random_cells import sample_architecture, uniform_architectures
+from nni_bertnas.search.strategies import STRATEGIES as SEARCHES
+from nni_bertnas.search.strategies import Search
+from nni_bertnas.stages.cell import make_search
+from nni_bertnas.store.reader import ensure_features
+from nni_bertnas.training.teacher import ensure_teacher
+from nni_bertnas.training.trainer import pl
 from search_space.cells import Architecture, spell
 
 HERE = Path(__file__).parent

@@ -28,16 +28,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nni_bertnas import quiet_libraries
 from nni_bertnas.artifacts import RunDirectory
-from nni_bertnas.chain import StudentDistillation, new_student
 from nni_bertnas.config import Study, load_study
-from nni_bertnas.data import ReadAhead, make_loader
-from nni_bertnas.distill import masked_mse
-from nni_bertnas.features import FeatureDataset, ensure_features, open_features
-from nni_bertnas.phases.cell import make_search
-from nni_bertnas.scoring import label_loss, model_inputs
-from nni_bertnas.strategies import STRATEGIES, Search
-from nni_bertnas.teacher import ensure_teacher, load_teacher
-from nni_bertnas.training import pl
+from nni_bertnas.data.batches import ReadAhead, make_loader
+from nni_bertnas.search.strategies import STRATEGIES, Search
+from nni_bertnas.stages.cell import make_search
+from nni_bertnas.store.reader import FeatureDataset, ensure_features, open_features
+from nni_bertnas.training.losses import masked_mse
+from nni_bertnas.training.metrics import label_loss, model_inputs
+from nni_bertnas.training.student import StudentDistillation, new_student
+from nni_bertnas.training.teacher import ensure_teacher, load_teacher
+from nni_bertnas.training.trainer import pl
 from search_space.cells import build_cell
 
 HERE = Path(__file__).parent

@@ -20,9 +20,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from nni_bertnas import quiet_libraries
 from nni_bertnas.artifacts import RunDirectory
 from nni_bertnas.config import Study, load_study
-from nni_bertnas.features import ensure_features
-from nni_bertnas.phases import block, cell, supernet
-from nni_bertnas.teacher import ensure_teacher, find_teacher
+from nni_bertnas.stages import block, cell, supernet
+from nni_bertnas.store.reader import ensure_features
+from nni_bertnas.training.teacher import ensure_teacher, find_teacher
 
 HERE = Path(__file__).parent
 SEEDS = (0, 1, 2)

@@ -1,8 +1,29 @@
-"""nni_bertnas: block-wise architecture search and distillation of BERT students with NNI."""
+"""nni_bertnas: block-wise architecture search and distillation of BERT students with NNI.
 
+The public names are loaded when they are first used, as torch, transformers and NNI take seconds to load.
+"""
+
+import importlib
 import os
+from typing import Any
 
 __version__ = "0.1.0"
+
+_PUBLIC = {
+    "CellSpace": "search_space.spaces",
+    "DistillationEvaluator": "nni_bertnas.search.evaluator",
+    "FeatureStore": "nni_bertnas.store.reader",
+    "Study": "nni_bertnas.config",
+    "StudentForSequenceClassification": "search_space.student",
+    "load_study": "nni_bertnas.config",
+}
+__all__ = ["__version__", "quiet_libraries", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def quiet_libraries() -> None:

@@ -92,8 +92,8 @@ def tiny_study(root: Path, **sections: dict) -> Study:
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """A tiny study with its teacher and features made; tests must not change them."""
-    from nni_bertnas.features import ensure_features
-    from nni_bertnas.teacher import ensure_teacher
+    from nni_bertnas.store.reader import ensure_features
+    from nni_bertnas.training.teacher import ensure_teacher
 
     study = tiny_study(tmp_path_factory.mktemp("built"))
     ensure_teacher(study)

@@ -8,16 +8,16 @@ from conftest import tiny_study
 from rich.console import Console
 from safetensors.torch import load_file
 
-from nni_bertnas import architectures
 from nni_bertnas.artifacts import RunDirectory, read_result
-from nni_bertnas.candidates import load_cell
 from nni_bertnas.cli import main
 from nni_bertnas.config import Study, study_to_yaml
 from nni_bertnas.errors import CandidateError, ConfigError
-from nni_bertnas.evaluator import block_scores
-from nni_bertnas.experiments import check_nni_yaml
-from nni_bertnas.features import open_features, study_edges
-from nni_bertnas.phases import block, cell
+from nni_bertnas.launch.experiments import check_nni_yaml
+from nni_bertnas.search.evaluator import block_scores
+from nni_bertnas.stages import architecture as architectures
+from nni_bertnas.stages import block, cell
+from nni_bertnas.store.reader import open_features, study_edges
+from nni_bertnas.student.candidates import load_cell
 from nni_bertnas.tracking import Tracker
 
 NAMES = ["convolution_3", "max_pool_3", "zero"]

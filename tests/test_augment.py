@@ -21,9 +21,9 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from nni_bertnas import augment, masked_lm
 from nni_bertnas.artifacts import RunDirectory, read_result
-from nni_bertnas.augment import (
+from nni_bertnas.augment import replace as augment
+from nni_bertnas.augment.replace import (
     Candidates,
     Neighbours,
     Slot,
@@ -38,13 +38,14 @@ from nni_bertnas.augment import (
 )
 from nni_bertnas.cli import main
 from nni_bertnas.config import Study, study_to_yaml
-from nni_bertnas.data import StreamBatches, load_task, make_stream
+from nni_bertnas.data.batches import StreamBatches, load_task, make_stream
+from nni_bertnas.data.sources import Rows
 from nni_bertnas.errors import ConfigError, PhaseError
-from nni_bertnas.features import FeatureDataset, open_features
-from nni_bertnas.masked_lm import ensure_masked_lm, find_masked_lm, masked_logits
-from nni_bertnas.scoring import model_inputs
-from nni_bertnas.sources import Rows
-from nni_bertnas.teacher import load_teacher
+from nni_bertnas.store.reader import FeatureDataset, open_features
+from nni_bertnas.training import masked_lm
+from nni_bertnas.training.masked_lm import ensure_masked_lm, find_masked_lm, masked_logits
+from nni_bertnas.training.metrics import model_inputs
+from nni_bertnas.training.teacher import load_teacher
 
 WORDS = ["river", "stone", "bread", "cloud", "tiger", "metal", "garden", "window"]
 VOCABULARY = [

@@ -8,9 +8,13 @@ import pytest
 from conftest import tiny_study
 from rich.console import Console
 
-from nni_bertnas import baselines
 from nni_bertnas.artifacts import RunDirectory, read_result
-from nni_bertnas.baselines import (
+from nni_bertnas.config import BaselineConfig, Study, parse_study
+from nni_bertnas.errors import CandidateError, ConfigError, PhaseError
+from nni_bertnas.launch.experiments import make_config
+from nni_bertnas.report.results import best_student, show
+from nni_bertnas.search import random_cells as baselines
+from nni_bertnas.search.random_cells import (
     Baselines,
     latency_cost,
     params_cost,
@@ -19,12 +23,8 @@ from nni_bertnas.baselines import (
     student_names,
     uniform_architectures,
 )
-from nni_bertnas.config import BaselineConfig, Study, parse_study
-from nni_bertnas.errors import CandidateError, ConfigError, PhaseError
-from nni_bertnas.experiments import make_config
-from nni_bertnas.health import collapse
-from nni_bertnas.phases import block, cell, supernet
-from nni_bertnas.report import best_student, show
+from nni_bertnas.search.watch import collapse
+from nni_bertnas.stages import block, cell, supernet
 from nni_bertnas.tracking import Tracker
 from search_space.cells import SPACES, build_body, every_architecture, list_choices, space_operations, spell
 from search_space.student import StudentForSequenceClassification
@@ -247,7 +247,7 @@ def test_baselines_go_through_the_same_phases(finished: Study) -> None:
 
 
 def test_as_many_epochs_as_the_searched_cells(finished: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nni_bertnas import evaluator
+    from nni_bertnas.search import evaluator
 
     trained = []
     monkeypatch.setattr(

@@ -16,11 +16,11 @@ from nni_bertnas.config import (
     study_to_dict,
     study_to_yaml,
 )
-from nni_bertnas.distill import LOGIT_LOSSES
+from nni_bertnas.data.tasks import TASKS
 from nni_bertnas.errors import ConfigError
-from nni_bertnas.experiments import check_nni_yaml
-from nni_bertnas.strategies import STRATEGIES
-from nni_bertnas.tasks import TASKS
+from nni_bertnas.launch.experiments import check_nni_yaml
+from nni_bertnas.search.strategies import STRATEGIES
+from nni_bertnas.training.losses import LOGIT_LOSSES
 
 CONFIGS = Path(__file__).parents[1] / "experiment_configs"
 

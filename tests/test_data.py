@@ -8,7 +8,7 @@ import torch
 from conftest import write_tiny_task
 
 from nni_bertnas.config import TaskConfig
-from nni_bertnas.data import (
+from nni_bertnas.data.batches import (
     UNLABELLED,
     LengthBatches,
     TokenDataset,

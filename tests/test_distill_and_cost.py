@@ -4,8 +4,10 @@ import torch
 from conftest import chain_cell
 from torch import nn
 
-from nni_bertnas.cost import cell_call, count_flops, count_params, measure_latency_ms, model_call
-from nni_bertnas.distill import (
+from nni_bertnas.search.watch import entropy
+from nni_bertnas.student.cost import cell_call, count_flops, count_params, measure_latency_ms, model_call
+from nni_bertnas.student.selection import Option, combinations
+from nni_bertnas.training.losses import (
     hidden_loss,
     logit_mse,
     masked_absolute_sum,
@@ -13,8 +15,6 @@ from nni_bertnas.distill import (
     reduced_rank_regression,
     soft_cross_entropy,
 )
-from nni_bertnas.health import entropy
-from nni_bertnas.selection import Option, combinations
 from search_space.student import StudentConfig, StudentForSequenceClassification
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]).bool()

@@ -8,8 +8,8 @@ import yaml
 from conftest import tiny_study_fields
 
 from nni_bertnas.cli import main
-from nni_bertnas.drawing import draw_architecture, draw_space
 from nni_bertnas.errors import ConfigError
+from nni_bertnas.report.drawing import draw_architecture, draw_space
 from search_space.cells import SPACES, Body, Sequential, list_choices, space_operations
 
 pytest.importorskip("matplotlib", reason="the extra plots is not installed")

@@ -9,8 +9,8 @@ from test_search import WIDTH, write_planted_store
 
 from nni_bertnas.config import CellConfig
 from nni_bertnas.errors import ConfigError
-from nni_bertnas.evaluator import DistillationEvaluator
-from nni_bertnas.strategies import Search, check_search, search_enas
+from nni_bertnas.search.evaluator import DistillationEvaluator
+from nni_bertnas.search.strategies import Search, check_search, search_enas
 from search_space.cells import Layer
 from search_space.operations import make_operation
 from search_space.spaces import CellSpace

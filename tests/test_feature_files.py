@@ -9,15 +9,16 @@ import pytest
 import torch
 from conftest import tiny_study
 
-from nni_bertnas import feature_files, features
 from nni_bertnas.artifacts import RunDirectory
 from nni_bertnas.config import Study
-from nni_bertnas.data import load_task, tokenize
+from nni_bertnas.data.batches import load_task, tokenize
 from nni_bertnas.errors import PhaseError
-from nni_bertnas.feature_files import SplitWriter, decode, encode, shard_rows, token_bytes
-from nni_bertnas.features import FeatureDataset, FeatureStore, ensure_features, open_features
-from nni_bertnas.phases import cell, supernet
-from nni_bertnas.teacher import load_teacher
+from nni_bertnas.stages import cell, supernet
+from nni_bertnas.store import reader as features
+from nni_bertnas.store import writer as feature_files
+from nni_bertnas.store.reader import FeatureDataset, FeatureStore, ensure_features, open_features
+from nni_bertnas.store.writer import SplitWriter, decode, encode, shard_rows, token_bytes
+from nni_bertnas.training.teacher import load_teacher
 
 
 @pytest.fixture
@@ -177,7 +178,7 @@ def test_live_gives_what_a_store_gives(built_copy: Path, caplog: pytest.LogCaptu
     assert live.variance(1) == pytest.approx(whole.variance(1))
     for block in (0, 1):
         cell.run(study, block, 1)
-    from nni_bertnas.phases import block as block_phase
+    from nni_bertnas.stages import block as block_phase
 
     for block in (0, 1):
         block_phase.run(study, block)

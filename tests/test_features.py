@@ -13,9 +13,9 @@ from conftest import tiny_study
 
 from nni_bertnas.artifacts import RunDirectory
 from nni_bertnas.config import Study
-from nni_bertnas.data import LengthBatches, load_task, make_loader, tokenize
+from nni_bertnas.data.batches import LengthBatches, load_task, make_loader, tokenize
 from nni_bertnas.errors import ConfigError, PhaseError
-from nni_bertnas.features import (
+from nni_bertnas.store.reader import (
     FeatureDataset,
     FeatureStore,
     ensure_features,
@@ -23,7 +23,7 @@ from nni_bertnas.features import (
     find_features,
     open_features,
 )
-from nni_bertnas.teacher import ensure_teacher, label_map, load_teacher, reorder_outputs, resolve_model
+from nni_bertnas.training.teacher import ensure_teacher, label_map, load_teacher, reorder_outputs, resolve_model
 
 
 @pytest.mark.parametrize("split", ["train", "dev"])

@@ -13,7 +13,8 @@ from nni.nas.profiler.pytorch.flops import NumParamsProfiler
 from nni.nas.strategy import DARTS
 from test_strategies import CHOICES, Stores, make_search, plant
 
-from nni_bertnas.health import (
+from nni_bertnas.search.strategies import DIFFERENTIABLE, STRATEGIES, _sum_all_edges
+from nni_bertnas.search.watch import (
     EfficiencyPenalty,
     OperationDropout,
     architecture_weights,
@@ -21,7 +22,6 @@ from nni_bertnas.health import (
     entropy,
     probabilities,
 )
-from nni_bertnas.strategies import DIFFERENTIABLE, STRATEGIES, _sum_all_edges
 from search_space.spaces import CellSpace
 
 MASK = torch.tensor([[1, 1, 1, 0]]).bool()

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from nni_bertnas.muon import MuonAdamW
-from nni_bertnas.training import adamw_linear
+from nni_bertnas.training.muon import MuonAdamW
+from nni_bertnas.training.trainer import adamw_linear
 
 
 def test_matrices_take_muon_and_the_rest_adamw() -> None:

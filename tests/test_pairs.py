@@ -14,18 +14,18 @@ from sklearn.metrics import accuracy_score
 from transformers import AutoTokenizer
 
 from nni_bertnas.artifacts import RunDirectory, read_result
-from nni_bertnas.augment import ensure_augmented, open_augmented
+from nni_bertnas.augment.replace import ensure_augmented, open_augmented
 from nni_bertnas.config import Study
-from nni_bertnas.data import load_task, tokenize
+from nni_bertnas.data.batches import load_task, tokenize
+from nni_bertnas.data.tasks import task_spec
+from nni_bertnas.deploy.predict import load_predictor
 from nni_bertnas.errors import PhaseError
-from nni_bertnas.features import ensure_features, open_features
-from nni_bertnas.masked_lm import ensure_masked_lm
-from nni_bertnas.phases import block, cell, supernet
-from nni_bertnas.predict import load_predictor
-from nni_bertnas.report import show
-from nni_bertnas.scoring import evaluate_classifier
-from nni_bertnas.tasks import task_spec
-from nni_bertnas.teacher import ensure_teacher
+from nni_bertnas.report.results import show
+from nni_bertnas.stages import block, cell, supernet
+from nni_bertnas.store.reader import ensure_features, open_features
+from nni_bertnas.training.masked_lm import ensure_masked_lm
+from nni_bertnas.training.metrics import evaluate_classifier
+from nni_bertnas.training.teacher import ensure_teacher
 from search_space.student import StudentForSequenceClassification
 
 CLUES = WORDS[:10]

@@ -12,10 +12,10 @@ from transformers import AutoTokenizer
 from nni_bertnas.artifacts import RunDirectory, atomic_folder, read_result
 from nni_bertnas.cli import main
 from nni_bertnas.config import Study, study_to_yaml
-from nni_bertnas.data import load_task
+from nni_bertnas.data.batches import load_task
 from nni_bertnas.errors import ConfigError, PhaseError
-from nni_bertnas.phases import block, cell, supernet
-from nni_bertnas.report import best_student, show
+from nni_bertnas.report.results import best_student, show
+from nni_bertnas.stages import block, cell, supernet
 from nni_bertnas.tracking import Tracker
 from search_space.student import StudentForSequenceClassification
 

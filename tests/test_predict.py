@@ -15,9 +15,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from nni_bertnas.artifacts import RunDirectory
 from nni_bertnas.cli import main
 from nni_bertnas.config import Study, parse_study
-from nni_bertnas.overview import show_data
-from nni_bertnas.predict import GLUE_FILES
-from nni_bertnas.tasks import TASKS
+from nni_bertnas.data.tasks import TASKS
+from nni_bertnas.deploy.predict import GLUE_FILES
+from nni_bertnas.report.data import show_data
 
 
 def write_model(folder: Path, task: str) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nni_bertnas import preload
+from nni_bertnas.launch import trial_server as preload
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
 MODULE = """
@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
 def start(address: str, folder: Path, *arguments: str) -> subprocess.Popen:
     environment = {**os.environ, "WHO": "client", "PYTHONPATH": str(Path(preload.__file__).parents[1])}
     return subprocess.Popen(
-        [sys.executable, "-m", "nni_bertnas.preload", address, "probe", *arguments],
+        [sys.executable, "-m", "nni_bertnas.launch.trial_server", address, "probe", *arguments],
         cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -80,7 +80,9 @@ def test_without_a_server_the_trial_runs_by_itself(folder: Path) -> None:
 
 def test_the_server_ends_with_who_started_it(tmp_path: Path) -> None:
     script = (
-        "import os, sys\nfrom nni_bertnas import preload\nserver = preload.server()\naddress = server.__enter__()\n"
+        "import os, sys\n"
+        "from nni_bertnas.launch import trial_server as preload\n"
+        "server = preload.server()\naddress = server.__enter__()\n"
         "print(address, flush=True)\npreload._connect(address).close()\nos._exit(0)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)

@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from nni_bertnas.data.readers import Record, read_records
 from nni_bertnas.errors import ConfigError
-from nni_bertnas.readers import Record, read_records
 
 BOM = b"\xef\xbb\xbf"
 COLUMNS = ("first", "second", "third")

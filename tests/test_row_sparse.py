@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nni_bertnas.row_sparse import RowSparseAdamW, clip_gradients
+from nni_bertnas.training.row_sparse import RowSparseAdamW, clip_gradients
 
 
 def parts(sparse: bool) -> tuple[nn.Embedding, nn.Linear]:

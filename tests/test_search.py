@@ -8,14 +8,14 @@ import torch
 from conftest import chain_cell, tiny_study
 
 from nni_bertnas.artifacts import RunDirectory, read_result
-from nni_bertnas.candidates import load_cell
 from nni_bertnas.config import Study
 from nni_bertnas.errors import CandidateError, ConfigError
-from nni_bertnas.evaluator import DistillationEvaluator, block_scores
-from nni_bertnas.features import FeatureStore, ensure_features, open_features, study_edges
-from nni_bertnas.phases import cell
-from nni_bertnas.strategies import most_probable
-from nni_bertnas.teacher import ensure_teacher
+from nni_bertnas.search.evaluator import DistillationEvaluator, block_scores
+from nni_bertnas.search.strategies import most_probable
+from nni_bertnas.stages import cell
+from nni_bertnas.store.reader import FeatureStore, ensure_features, open_features, study_edges
+from nni_bertnas.student.candidates import load_cell
+from nni_bertnas.training.teacher import ensure_teacher
 from search_space.cells import Layer
 from search_space.operations import make_operation
 from search_space.spaces import CellSpace

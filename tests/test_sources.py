@@ -12,10 +12,10 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from transformers import AutoTokenizer
 
 from nni_bertnas.config import CustomConfig, TaskConfig
-from nni_bertnas.data import load_task, tokenize
+from nni_bertnas.data.batches import load_task, tokenize
+from nni_bertnas.data.sources import Rows, label_order, read_splits, source_fingerprint
+from nni_bertnas.data.tasks import TASKS
 from nni_bertnas.errors import ConfigError
-from nni_bertnas.sources import Rows, label_order, read_splits, source_fingerprint
-from nni_bertnas.tasks import TASKS
 
 MNLI = (
     "index|promptID|pairID|genre|sentence1_binary_parse|sentence2_binary_parse|sentence1_parse|sentence2_parse"
@@ -537,7 +537,7 @@ def test_skipped_rows_are_counted_but_a_missing_column_still_fails(
     with caplog.at_level(logging.WARNING):
         _, splits = read_splits(own_task(path, bad_rows="skip"))
     assert splits["train"] == Rows(["a", "c\nd"], [0, 1])
-    (record,) = [record for record in caplog.records if record.name == "nni_bertnas.sources"]
+    (record,) = [record for record in caplog.records if record.name == "nni_bertnas.data.sources"]
     message = record.getMessage()
     assert message.startswith("4 damaged row(s) left out")
     for line in ("3: must have 2", "6: text is empty", "7: label is empty", "8: must have 2"):

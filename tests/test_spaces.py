@@ -16,11 +16,11 @@ from nni.nas.strategy import DARTS, RandomOneShot
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from nni_bertnas.artifacts import RunDirectory, read_result
-from nni_bertnas.candidates import load_cell
-from nni_bertnas.chain import check_chain, new_student
-from nni_bertnas.phases import cell
-from nni_bertnas.strategies import _sum_all_edges
-from nni_bertnas.teacher import load_teacher
+from nni_bertnas.search.strategies import _sum_all_edges
+from nni_bertnas.stages import cell
+from nni_bertnas.student.candidates import load_cell
+from nni_bertnas.training.student import check_chain, new_student
+from nni_bertnas.training.teacher import load_teacher
 from search_space.cells import (
     SPACES,
     AdaBERT,

@@ -13,13 +13,11 @@ import torch
 from conftest import tiny_study
 from test_search import WIDTH, write_planted_store
 
-from nni_bertnas import evaluator
 from nni_bertnas.config import CellConfig, parse_study
-from nni_bertnas.cost import operation_costs
 from nni_bertnas.errors import CandidateError, ConfigError
-from nni_bertnas.evaluator import DistillationEvaluator, block_scores
-from nni_bertnas.features import FeatureStore
-from nni_bertnas.strategies import (
+from nni_bertnas.search import evaluator
+from nni_bertnas.search.evaluator import DistillationEvaluator, block_scores
+from nni_bertnas.search.strategies import (
     DIFFERENTIABLE,
     ONE_SHOT,
     STRATEGIES,
@@ -29,6 +27,8 @@ from nni_bertnas.strategies import (
     check_search,
     most_probable,
 )
+from nni_bertnas.store.reader import FeatureStore
+from nni_bertnas.student.cost import operation_costs
 from search_space.cells import SPACES, Architecture, build_body, spell
 from search_space.spaces import CellSpace, extract_cells
 

@@ -13,8 +13,8 @@ from transformers import (
     RobertaConfig,
 )
 
-from nni_bertnas.chain import check_chain, new_student
 from nni_bertnas.errors import PhaseError
+from nni_bertnas.training.student import check_chain, new_student
 from search_space.cells import build_cell
 from search_space.student import StudentConfig, StudentForSequenceClassification
 

@@ -9,9 +9,9 @@ from sklearn import metrics
 from torch.nn import functional as F
 
 from nni_bertnas.config import CustomConfig, TaskConfig
-from nni_bertnas.scoring import Scorer, label_loss, predictions_of
-from nni_bertnas.sources import UNLABELLED
-from nni_bertnas.tasks import METRICS, REGRESSION_METRICS, TASKS, TaskSpec, task_spec
+from nni_bertnas.data.sources import UNLABELLED
+from nni_bertnas.data.tasks import METRICS, REGRESSION_METRICS, TASKS, TaskSpec, task_spec
+from nni_bertnas.training.metrics import Scorer, label_loss, predictions_of
 
 NAN = float("nan")
 REFERENCES: dict[str, Callable[..., float]] = {

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from nni_bertnas import architectures
 from nni_bertnas.config import Study
+from nni_bertnas.stages import architecture
 from nni_bertnas.tracking import Tracker
 from trials.runner import run_trial
 
 
 def _run(study: Study, block: int, depth: int, tracker: Tracker, **parameters: Any) -> dict[str, Any]:
-    return architectures.run(study, block, depth, parameters, tracker)
+    return architecture.run(study, block, depth, parameters, tracker)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """One NNI trial of the block phase."""
 
-from nni_bertnas.phases import block
+from nni_bertnas.stages import block
 from trials.runner import run_trial
 
 if __name__ == "__main__":

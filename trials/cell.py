@@ -1,6 +1,6 @@
 """One NNI trial of the cell phase."""
 
-from nni_bertnas.phases import cell
+from nni_bertnas.stages import cell
 from trials.runner import run_trial
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def run_trial(
         if twice := set(options) & set(parameters):
             raise ConfigError(f"searchSpace: {', '.join(sorted(twice))} stands in trialCommand; leave it out")
         parameters = {name: getattr(arguments, name) for name in options} | parameters
-        from nni_bertnas.training import set_threads
+        from nni_bertnas.training.trainer import set_threads
 
         if phase != "supernet":  # which runs alone
             set_threads(study.concurrency(phase), study.nni.threads)

@@ -1,6 +1,6 @@
 """One NNI trial of the supernet phase."""
 
-from nni_bertnas.phases import supernet
+from nni_bertnas.stages import supernet
 from trials.runner import run_trial
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import yaml
 
 from nni_bertnas.artifacts import RunDirectory
 from nni_bertnas.config import load_study
-from nni_bertnas.experiments import free_port
+from nni_bertnas.launch.experiments import free_port
 from search_space.operations import OPERATIONS
 from search_space.student import StudentForSequenceClassification
 

@@ -1,0 +1,1 @@
+"""Tasks and their rows: read, split, tokenised, batched."""

@@ -1,0 +1,1 @@
+"""What people look at: results, data, spaces, drawings."""

@@ -1,0 +1,196 @@
+"""What a study came to, for people to read."""
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nni_bertnas.artifacts import RunDirectory, read_result
+from nni_bertnas.config import Study
+from nni_bertnas.data.tasks import task_spec
+from nni_bertnas.errors import PhaseError
+from nni_bertnas.search.random_cells import SEARCHED, UNIFORM
+from search_space.cells import spell
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+TIMES = "seconds.json"
+
+
+def record_seconds(study: Study, stage: str, seconds: float) -> None:
+    """Keep the wall time of a stage beside its results."""
+    times = read_seconds(study)
+    times[stage] = seconds
+    (RunDirectory(study).root / TIMES).write_text(json.dumps(times, indent=1), encoding="utf-8")
+
+
+def read_seconds(study: Study) -> dict[str, float]:
+    """Wall time of every stage that `bertnas` ran."""
+    path = RunDirectory(study).root / TIMES
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def best_student(study: Study) -> tuple[Path, dict[str, Any]]:
+    """The folder and result of the searched student with the highest dev score over all seeds.
+
+    Raises:
+        PhaseError: There is none.
+    """
+    found = [students[SEARCHED] for students in _students(study).values() if SEARCHED in students]
+    if not found:
+        raise PhaseError(f"{RunDirectory(study).root} holds no student; make it with: bertnas run STUDY")
+    metric = task_spec(study.task).metric
+    return max(found, key=lambda pair: pair[1]["student"][f"dev_{metric}"])
+
+
+def _students(study: Study) -> dict[int, dict[str, tuple[Path, dict[str, Any]]]]:
+    """Folder and result of every finished student, by seed and name: the searched one, then the baselines."""
+    found: dict[int, dict[str, tuple[Path, dict[str, Any]]]] = {}
+    for folder in RunDirectory(study).supernet(0).parent.glob("seed*"):
+        name = re.fullmatch(r"seed(\d+)(?:_(\w+))?", folder.name)
+        result = read_result(folder) if name else None
+        if name and result is not None:
+            found.setdefault(int(name[1]), {})[name[2] or SEARCHED] = folder, result
+    return {seed: dict(sorted(found[seed].items(), key=lambda pair: _place(pair[0]))) for seed in sorted(found)}
+
+
+def _place(student: str) -> tuple[bool, bool, int]:
+    return student != SEARCHED, student == UNIFORM, int(student.rpartition("_")[2]) if student[-1].isdigit() else 0
+
+
+def show(study: Study, console: "Console") -> None:
+    """Print teacher against student, baselines, the architectures, the wall times, and where everything lies."""
+    folder, result = best_student(study)
+    console.print(comparison(study, result))
+    for number, architecture in enumerate(result["architecture"]):
+        console.print(f"block {number}: {spell(architecture)}", highlight=False)
+    for text in collapsed_searches(study, len(result["architecture"])):
+        console.print(text, style="yellow", highlight=False)
+    show_baselines(study, console)
+    times = read_seconds(study)
+    if times:
+        parts = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in times.items())
+        console.print(f"wall time: {parts}; together {sum(times.values()) / 60:.1f} min", highlight=False)
+    console.print(
+        f"student: {folder / 'student'}\neverything else: {RunDirectory(study).root}", highlight=False, soft_wrap=True
+    )
+
+
+def collapsed_searches(study: Study, num_blocks: int) -> list[str]:
+    """In words, the cell searches whose best architecture has parameter-free operations alone."""
+    texts = []
+    for block, depth in itertools.product(range(num_blocks), study.cell.depths):
+        result = read_result(RunDirectory(study).cell(block, depth))
+        if result is not None and result.get("collapsed"):
+            texts.append(f"the search of block {block}, depth {depth} has {result['collapsed']}")
+    return texts
+
+
+def show_baselines(study: Study, console: "Console") -> None:
+    """Print the searched student beside its baselines, where there are any, and say who is better."""
+    from rich.table import Table
+
+    metric = task_spec(study.task).metric
+    shown = {}
+    for seed, students in _students(study).items():
+        searched = students.get(SEARCHED, (None, {}))[1].get("fingerprint")
+        results = {name: result for name, (_, result) in students.items()
+                   if name == SEARCHED or result["searched_fingerprint"] == searched}  # fmt: skip
+        if SEARCHED in results and len(results) > 1:
+            shown[seed] = results
+    if not shown:
+        return
+    scores = next(iter(shown.values()))[SEARCHED]["student"]
+    splits = [key.removesuffix(f"_{metric}") for key in scores if key.endswith(f"_{metric}")]
+    names = {f"{split}_{metric}": f"{split} {metric}" for split in splits}
+    table = Table(title=f"{study.name}: the searched student beside random and uniform ones")
+    heads = (f"{name}, %" for name in names.values())
+    for column in ("", "block scores", *heads, "params, M", "ms", "speed-up", "cells' cost"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=not column)
+    lines = []
+    for seed, results in shown.items():
+        before = f"seed {seed}, " if len(shown) > 1 else ""
+        for name, result in results.items():
+            table.add_row(before + name, *_row(result, names))
+        lines += [before + line for line in _verdicts(results, names)]
+    for item in (table, *lines):
+        console.print(item, highlight=False)
+
+
+def _row(result: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[str]:
+    student = result["student"]
+    yield " ".join(f"{score:.3f}" for score in result["block_scores"])
+    yield from (f"{student[key] * 100:.2f}" for key in names)
+    yield f"{student['num_params'] / 1e6:.2f}"
+    yield f"{student['latency_ms']:.2f}"
+    yield f"{result['speedup']:.1f}"
+    yield f"{result['matched']['ratio']:.2f} {result['matched']['match']}" if "matched" in result else "1"
+
+
+def _verdicts(results: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> Iterator[str]:
+    """In words, a baseline's cells, where it is as good as the searched student, and where it is no match in cost.
+
+    Args:
+        results: Of the searched student and its baselines, by name.
+        names: Keys of scores in the results -> how they are called.
+    """
+
+    def measures(result: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
+        # name -> what is high for a good student, and how it reads
+        block_score = sum(result["block_scores"]) / len(result["block_scores"])
+        scores = {name: result["student"][key] for key, name in names.items()}
+        return {
+            **{name: (value, f"{value * 100:.2f}") for name, value in scores.items()},
+            "mean block score": (-block_score, f"{block_score:.3f}"),
+        }
+
+    searched = measures(results[SEARCHED])
+    wins = dict.fromkeys(searched, 0)
+    for student, result in results.items():
+        if student == SEARCHED:
+            continue
+        cells = "; ".join(spell(architecture) for architecture in result["architecture"])
+        yield f"{student}: {cells}"
+        own = measures(result)
+        for name in wins:
+            wins[name] += searched[name][0] > own[name][0]
+        if level := [name for name in own if own[name][0] >= searched[name][0]]:
+            text = ", ".join(f"{name} {own[name][1]} against {searched[name][1]}" for name in level)
+            yield f"{student} is as good as the searched student, or better: {text}"
+        matched = result["matched"]
+        if not matched["within_tolerance"]:
+            pairs = zip(matched["own"], matched["searched"], strict=True)
+            blocks = ", ".join(f"{own / searched:.2f}" if searched else "-" for own, searched in pairs)
+            yield (
+                f"{student} is no match in cost: its cells have {matched['ratio']:.2f} times the searched ones' "
+                f"{matched['match']} (block by block {blocks}); nothing nearer was found"
+            )
+    text = ", ".join(f"{count} in {name}" for name, count in wins.items())
+    yield f"of {len(results) - 1} baseline(s) the searched student is better than: {text}"
+
+
+def comparison(study: Study, result: Mapping[str, Any]) -> "Table":
+    """The closing table."""
+    from rich.table import Table
+
+    metrics = task_spec(study.task).metrics
+    table = Table(title=f"{study.name}: teacher against student, latency with {result['latency_threads']} thread(s)")
+    for column in ("", "teacher", "student", "student / teacher"):
+        table.add_column(column, justify="left" if not column else "right")
+    teacher, student = result["teacher"], result["student"]
+    splits = [key.removesuffix(f"_{metrics[0]}") for key in student if key.endswith(f"_{metrics[0]}")]
+    for split, metric in itertools.product(splits, metrics):
+        pair = teacher[f"{split}_{metric}"] * 100, student[f"{split}_{metric}"] * 100
+        table.add_row(f"{split} {metric}, %", f"{pair[0]:.2f}", f"{pair[1]:.2f}", f"{pair[1] - pair[0]:+.2f} points")
+    for key, name, unit, digits in (
+        ("num_params", "parameters, M", 1e6, 2),
+        ("num_flops", "FLOPs at batch 1, M", 1e6, 1),
+        ("latency_ms", "latency at batch 1, ms", 1, 2),
+    ):
+        a, b = teacher[key] / unit, student[key] / unit
+        table.add_row(name, f"{a:.{digits}f}", f"{b:.{digits}f}", f"1 / {a / b:.1f}")
+    return table

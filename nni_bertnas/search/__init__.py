@@ -1,0 +1,1 @@
+"""What searches: strategies, their evaluator, baselines."""

@@ -1,0 +1,1 @@
+"""The student: candidates, what they cost, which are chosen."""

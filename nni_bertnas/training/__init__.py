@@ -1,0 +1,1 @@
+"""Losses, optimisers, metrics, and what is trained with them."""
