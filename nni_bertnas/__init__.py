@@ -13,9 +13,12 @@ _PUBLIC = {
     "CellSpace": "search_space.spaces",
     "DistillationEvaluator": "nni_bertnas.search.evaluator",
     "FeatureStore": "nni_bertnas.store.reader",
+    "Run": "nni_bertnas.stages.run",
     "Study": "nni_bertnas.config",
     "StudentForSequenceClassification": "search_space.student",
-    "load_study": "nni_bertnas.config",
+    "TrainingSettings": "nni_bertnas.config",
+    "load_study": "nni_bertnas.study_files",
+    "run_study": "nni_bertnas.stages.stage",
 }
 __all__ = ["__version__", "quiet_libraries", *_PUBLIC]
 

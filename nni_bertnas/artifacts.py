@@ -1,4 +1,4 @@
-"""The run directory: where everything of a study lies, and how it is written without ever being half there."""
+"""Results on disk: how they are told apart, and written without ever being half there."""
 
 import hashlib
 import json
@@ -11,69 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from nni_bertnas.config import Study, study_to_yaml
 from nni_bertnas.errors import PhaseError
 
 RESULT = "result.json"
-STAGES = ("teacher", "features", "cell", "block", "augment", "supernet")  # in the order in which they feed each other
-
-
-class RunDirectory:
-    """Paths of one study's artifacts under `runs_dir/name`."""
-
-    def __init__(self, study: Study) -> None:
-        self.root = Path(study.runs_dir) / study.name
-
-    @property
-    def teacher(self) -> Path:
-        """The fine-tuned teacher, as `save_pretrained` writes it."""
-        return self.root / "teacher"
-
-    @property
-    def features(self) -> Path:
-        """The feature store, one folder per split."""
-        return self.root / "features"
-
-    @property
-    def masked_lm(self) -> Path:
-        """The masked language model that was fitted for the augmentation."""
-        return self.root / "masked_lm"
-
-    @property
-    def augment(self) -> Path:
-        """The augmented rows, and the teacher's labels for them."""
-        return self.root / "augment"
-
-    def cell(self, block: int, depth: int) -> Path:
-        """The ranked candidates of one (block, depth)."""
-        return self.root / "cell" / f"block{block}_depth{depth}"
-
-    def block(self, block: int) -> Path:
-        """The ranking of one block."""
-        return self.root / "block" / f"block{block}"
-
-    def supernet(self, seed: int, student: str = "searched") -> Path:
-        """One trained student: the searched one of a seed, or a baseline."""
-        return self.root / "supernet" / (f"seed{seed}" if student == "searched" else f"seed{seed}_{student}")
-
-    @property
-    def nni(self) -> Path:
-        """Experiment files, logs and database of the NNI experiments that `bertnas` starts."""
-        return self.root / "nni"
-
-    @contextmanager
-    def lock(self, name: str) -> Iterator[None]:
-        """Hold one named lock of the study across processes."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.root / f".{name}.lock"):
-            yield
-
-    def discard_from(self, stage: str) -> None:
-        """Remove the results of a stage and of all that build on it."""
-        for name in STAGES[STAGES.index(stage) :]:
-            shutil.rmtree(self.root / name, ignore_errors=True)
 
 
 def fingerprint(*parts: Any) -> str:
@@ -115,9 +55,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def write_result(folder: Path, study: Study, result: Mapping[str, Any]) -> None:
-    """Write `result.json` and, beside it, the resolved study."""
-    (folder / "study.yml").write_text(study_to_yaml(study), encoding="utf-8")
+def write_result(folder: Path, result: Mapping[str, Any], study: str) -> None:
+    """Write `result.json` and, beside it, the resolved study as YAML."""
+    (folder / "study.yml").write_text(study, encoding="utf-8")
     (folder / RESULT).write_text(json.dumps(result, indent=1), encoding="utf-8")
 
 

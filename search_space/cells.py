@@ -7,15 +7,13 @@ A body turns the hidden state at a block's entry, in the cell's own width, into 
 An architecture is `label -> choice`: the name of an operation, or the numbers of the chosen inputs.
 """
 
-import itertools
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .operations import AT_WIDTHS, blank, import_by_name, make_operation, suits_width
+from .operations import AT_WIDTHS, blank, import_by_name, make_operation
 
 Choice = str | list[int]
 Architecture = Mapping[str, Choice]
@@ -329,75 +327,16 @@ def find_space(name: str) -> type[Body]:
     return SPACES[name]
 
 
-def space_operations(space: str, hidden_size: int, names: Sequence[str] | None = None) -> tuple[str, ...]:
-    """The operations of a space that the width allows, or those that are named, as architectures spell them.
-
-    Raises:
-        ValueError: A named one is unknown or does not suit the width, or fewer than two are left.
-    """
-    if names is None:
-        found = tuple(name for name in find_space(space).OPERATIONS if suits_width(name, hidden_size))
-    else:
-        found = tuple(name.replace(".", ":") for name in names)
-        for name in found:
-            make_operation(name, hidden_size)
-    if len(found) < 2:
-        raise ValueError(f"space {space} needs two operations to choose from, got {', '.join(found) or 'none'}")
-    return found
-
-
-class _Listing:
-    """Notes every decision and builds nothing."""
-
-    def __init__(self) -> None:
-        self.choices: dict[str, list[Choice]] = {}
-
-    def operation(self, label: str, names: Sequence[str], make: Callable[[str], nn.Module]) -> nn.Module:
-        self.choices[label] = list(names)
-        return nn.Identity()
-
-    def inputs(self, label: str, count: int, chosen: int) -> nn.Module:
-        self.choices[label] = [list(numbers) for numbers in itertools.combinations(range(count), chosen)]
-        return nn.Identity()
-
-
-def list_choices(space: str, depth: int, operations: Sequence[str], hidden_size: int) -> dict[str, list[Choice]]:
-    """Every decision of a space with all it can come to."""
-    listing = _Listing()
-    find_space(space)(listing, depth, operations, hidden_size)
-    return listing.choices
-
-
-def count_architectures(space: str, depth: int, operations: Sequence[str], hidden_size: int) -> int:
-    """How many different architectures a space has."""
-    choices = list_choices(space, depth, operations, hidden_size)
-    body = find_space(space)
-    first = {label: options[0] for label, options in choices.items()}
-    # Decisions that one choice of inputs leaves out are left out by all.
-    kept = body.canonical(first)
-    return math.prod(len(choices[label]) for label in kept)
-
-
-def every_architecture(
-    space: str, depth: int, operations: Sequence[str], hidden_size: int
-) -> Iterator[dict[str, Choice]]:
-    """All architectures of a space, each once, in the order of the lists."""
-    choices = list_choices(space, depth, operations, hidden_size)
-    body = find_space(space)
-    first = {label: options[0] for label, options in choices.items()}
-    wires = {label: options for label, options in choices.items() if isinstance(options[0], list)}
-    for picked in itertools.product(*wires.values()):
-        kept = body.canonical({**first, **dict(zip(wires, picked, strict=True))})
-        open_labels = [label for label in kept if label not in wires]
-        for values in itertools.product(*(choices[label] for label in open_labels)):
-            yield {**kept, **dict(zip(open_labels, values, strict=True))}
+def spell_choice(choice: Choice) -> str:
+    """A choice as a text: the name of an operation, or numbers of inputs as "0+2"."""
+    return choice if isinstance(choice, str) else "+".join(map(str, choice))
 
 
 def spell(architecture: Architecture) -> str:
     """An architecture as one line, the same for equal ones: operations of plain layers, other decisions named."""
     parts = []
     for label, choice in architecture.items():
-        text = choice if isinstance(choice, str) else "+".join(map(str, choice))
+        text = spell_choice(choice)
         plain = label.startswith("layer_") and label.removeprefix("layer_").isdigit()
         parts.append(text if plain else f"{label}={text}")
     return ", ".join(parts)

@@ -1,6 +1,6 @@
 """NNI model spaces: the only file here that knows NNI."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,18 +9,8 @@ from nni.nas.nn.pytorch.choice import ChosenInputs
 from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from torch import Tensor, nn
 
-from .cells import (
-    Architecture,
-    Cell,
-    Choice,
-    PickInputs,
-    build_cell,
-    count_architectures,
-    every_architecture,
-    find_space,
-    list_choices,
-    space_operations,
-)
+from .cells import Architecture, Cell, PickInputs
+from .listing import Space
 
 
 class Mutables:
@@ -65,43 +55,28 @@ class CellSpace(ModelSpace):
         blocks: int = 1,
     ) -> None:
         super().__init__()
-        self.space, self.depth = space, depth
-        self.teacher_size, self.hidden_size = teacher_size, hidden_size
-        self.operations = space_operations(space, hidden_size, operations)
-        kind = find_space(space)
+        self.space = Space.of(space, depth, hidden_size, operations)
+        self.teacher_size = teacher_size
         self.cells = nn.ModuleList(
-            Cell(kind(Mutables(), depth, self.operations, hidden_size), teacher_size, hidden_size)
+            Cell(self.space.kind(Mutables(), depth, self.space.operations, hidden_size), teacher_size, hidden_size)
             for _ in range(blocks)
-        )  # fmt: skip
+        )
+
+    @classmethod
+    def of(cls, space: Space, teacher_size: int, blocks: int = 1) -> "CellSpace":
+        """The model space of a listed one."""
+        return cls(
+            space=space.name,
+            depth=space.depth,
+            teacher_size=teacher_size,
+            hidden_size=space.hidden_size,
+            operations=space.operations,
+            blocks=blocks,
+        )
 
     def forward(self, hidden: Sequence[Tensor], mask: Tensor, second: Tensor | None = None) -> list[Tensor]:
         """One hidden state per block, each `(batch, seq, teacher_hidden)`, to as many; masks `(batch, seq)`."""
         return [cell(x, mask, second) for cell, x in zip(self.cells, hidden, strict=True)]
-
-    def choices(self) -> dict[str, list[Choice]]:
-        """Every decision with all it can come to."""
-        return list_choices(self.space, self.depth, self.operations, self.hidden_size)
-
-    def count(self) -> int:
-        """How many different architectures there are."""
-        return count_architectures(self.space, self.depth, self.operations, self.hidden_size)
-
-    def every(self) -> Iterator[dict[str, Choice]]:
-        """All architectures, each once."""
-        return every_architecture(self.space, self.depth, self.operations, self.hidden_size)
-
-    def canonical(self, sample: Mapping[str, Choice]) -> dict[str, Choice]:
-        """A sample of NNI's as an architecture: decisions in the space's order, without those that change nothing."""
-        ordered: dict[str, Choice] = {}
-        for label in self.choices():
-            choice = sample.get(label)
-            if choice is not None:  # an architecture has no decision for an edge that is not kept
-                ordered[label] = choice if isinstance(choice, str) else sorted(choice)
-        return find_space(self.space).canonical(ordered)
-
-    def build(self, architecture: Architecture) -> Cell:
-        """A fresh cell of an architecture."""
-        return build_cell(self.space, architecture, self.depth, self.teacher_size, self.hidden_size)
 
 
 class EveryInput(BaseSuperNetModule):
@@ -125,7 +100,7 @@ class EveryInput(BaseSuperNetModule):
 
 def extract_cells(supernet: CellSpace, architecture: Architecture) -> list[Cell]:
     """One path of a trained one-shot supernet as cells of their own, with the weights they had there."""
-    cells = [supernet.build(architecture) for _ in supernet.cells]
+    cells = [supernet.space.build(architecture, supernet.teacher_size) for _ in supernet.cells]
     for mixed, cell in zip(supernet.cells, cells, strict=True):
         _copy_path(mixed, cell, architecture)
     return cells

@@ -1,4 +1,4 @@
-"""A tiny BERT, a tiny task, and a study made of them; no network."""
+"""What all tests share: no network, and a tiny study whose teacher and features are made once."""
 
 import os
 
@@ -7,103 +7,27 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
+from tiny import tiny_run
 
 from nni_bertnas import quiet_libraries
-from nni_bertnas.config import Study, parse_study
-from search_space.cells import Cell, build_cell
+from nni_bertnas.stages.run import Run
+from nni_bertnas.stages.stage import ensure
 
 quiet_libraries()
-WORDS = ["q" + chr(97 + number // 10) + chr(97 + number % 10) for number in range(95)]  # qaa to qje
-
-
-def chain(*operations: str) -> dict:
-    """A cell of these operations one after another, as candidates and saved students describe it."""
-    architecture = {f"layer_{number}": name for number, name in enumerate(operations)}
-    return {"space": "layers", "depth": len(operations), "architecture": architecture}
-
-
-def chain_cell(*operations: str, teacher_size: int, hidden_size: int) -> Cell:
-    """The cell that :func:`chain` describes."""
-    return build_cell(**chain(*operations), teacher_size=teacher_size, hidden_size=hidden_size)
-
-
-def write_tiny_model(folder: Path) -> Path:
-    """Save a BERT of 2 layers, width 32, with a tokenizer of 100 words."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    torch.manual_seed(0)
-    folder.mkdir(parents=True)
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
-    shape = BertConfig(
-        vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=64,
-    )  # fmt: skip
-    BertModel(shape).save_pretrained(folder)
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    return folder
-
-
-def write_tiny_task(folder: Path, num_train: int = 240, num_dev: int = 40) -> Path:
-    """Write SST-2's layout: a text is positive when it holds more of the first ten words than of the second ten."""
-    generator = np.random.default_rng(0)
-    for name, count in (("train.tsv", num_train), ("dev.tsv", num_dev)):
-        lines = ["sentence\tlabel"]
-        for number in range(count):
-            label = number % 2
-            clue = generator.integers(0, 10, 2) + (0 if label else 10)
-            words = np.concatenate([clue, generator.integers(20, 95, generator.integers(2, 12))])
-            lines.append(" ".join(WORDS[word] for word in generator.permutation(words)) + f"\t{label}")
-        path = folder / "SST-2" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(lines) + "\n")
-    return folder
-
-
-def tiny_study_fields(root: Path) -> dict:
-    """Plain data of a study that runs in seconds; its files lie under `root`."""
-    model, data = root / "model", root / "data"
-    if not model.exists():
-        write_tiny_model(model)
-        write_tiny_task(data)
-    return {
-        "name": "tiny",
-        "runs_dir": str(root / "runs"),
-        "task": {"name": "sst2", "source": "glue", "data_dir": str(data), "max_length": 32},
-        "teacher": {"model": str(model), "epochs": 3, "learning_rate": 3e-3, "num_blocks": 2},
-        "student": {"hidden_size": 16, "embedding_size": 8, "precision": "float32"},
-        "cell": {"strategy": "darts", "depths": [1], "epochs": 2, "samples": 3, "candidates": 2},
-        "block": {"candidates": 2, "epochs": 1},
-        "supernet": {"epochs": 6, "learning_rate": 3e-3, "embedding_learning_rate": 3e-3},
-        "nni": {"concurrency": 2},
-    }
-
-
-def tiny_study(root: Path, **sections: dict) -> Study:
-    """The tiny study with some fields of some sections changed."""
-    fields = tiny_study_fields(root)
-    for name, changes in sections.items():
-        fields[name] = {**fields.get(name, {}), **changes} if isinstance(changes, dict) else changes
-    return parse_study(fields)
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Study:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A tiny study with its teacher and features made; tests must not change them."""
-    from nni_bertnas.store.reader import ensure_features
-    from nni_bertnas.training.teacher import ensure_teacher
-
-    study = tiny_study(tmp_path_factory.mktemp("built"))
-    ensure_teacher(study)
-    ensure_features(study)
-    return study
+    run = tiny_run(tmp_path_factory.mktemp("built"))
+    ensure(run, "features")
+    return run
 
 
 @pytest.fixture(scope="module")
-def built_copy(built: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root like that of `built`, with teacher and features, of a module's own; for :func:`tiny_study`."""
+def built_copy(built: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root like that of `built`, with teacher and features, of a module's own; for :func:`tiny.tiny_run`."""
     root = tmp_path_factory.mktemp("copy") / "root"
-    shutil.copytree(Path(built.runs_dir).parent, root)
+    shutil.copytree(built.root.parents[1], root)
     return root

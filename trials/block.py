@@ -1,7 +1,6 @@
 """One NNI trial of the block phase."""
 
-from nni_bertnas.stages import block
-from trials.runner import run_trial
+from trials.runner import run_stage
 
 if __name__ == "__main__":
-    run_trial("block", {"block": int}, block.run)
+    run_stage("block")

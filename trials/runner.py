@@ -4,68 +4,63 @@ import argparse
 import logging
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from nni_bertnas import quiet_libraries
-from nni_bertnas.config import load_study
 from nni_bertnas.errors import BertnasError, ConfigError
-from nni_bertnas.tracking import NniChannel, open_tracker
+from nni_bertnas.launch.channel import NniChannel
+from nni_bertnas.machine import set_threads
+from nni_bertnas.stages import load
+from nni_bertnas.stages.run import Run, Unit
+from nni_bertnas.stages.stage import check_unit, ensure, trials_at_once
+from nni_bertnas.study_files import load_study
+from nni_bertnas.tracking import Tracker
 
 
-def run_trial(
-    phase: str, names: Mapping[str, type] | None, run: Callable[..., dict[str, Any]], options: Sequence[str] = ()
-) -> None:
-    """Run one NNI trial and exit: parameters in, one phase call, metrics out.
+def run_stage(name: str) -> None:
+    """Run one NNI trial of a stage and exit: a unit's parameters in, the unit made, metrics out."""
+    stage = load(name)
+
+    def make(run: Run, unit: Unit, tracker: Tracker) -> None:
+        check_unit(stage, unit)
+        ensure(run, name, unit, tracker)
+
+    run_trial(name, name, make)
+
+
+def run_trial(name: str, stage: str, make: Callable[[Run, Unit, Tracker], None], options: Sequence[str] = ()) -> None:
+    """Run one NNI trial and exit.
 
     Args:
-        phase: Name of the phase.
-        names: The parameters that the trial takes from NNI with their types, whole numbers or texts; None
-            leaves the check to `run`.
-        run: The phase's `run`.
+        name: Of the trial's module.
+        stage: Whose results it makes.
+        make: Takes what the trial is about.
         options: Whole numbers that the trial takes from its command line.
     """
     parser = argparse.ArgumentParser(
-        prog=f"python -m trials.{phase}", description=f"One NNI trial of the {phase} phase."
+        prog=f"python -m trials.{name}", description=f"One NNI trial of the stage {stage}."
     )
     parser.add_argument("--study", required=True, help="the study's YAML file")
-    for name in options:
-        parser.add_argument(f"--{name}", type=int, required=True)
+    for option in options:
+        parser.add_argument(f"--{option}", type=int, required=True)
     arguments = parser.parse_args()
     quiet_libraries()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("nni").propagate = False  # it has its own handler
     signal.signal(signal.SIGTERM, _stop)
     try:
-        study = load_study(arguments.study)
-        channel = NniChannel()
-        parameters = channel.parameters if names is None else _check(phase, names, channel.parameters)
-        if twice := set(options) & set(parameters):
+        run, channel = Run(load_study(arguments.study)), NniChannel()
+        if twice := set(options) & set(channel.parameters):
             raise ConfigError(f"searchSpace: {', '.join(sorted(twice))} stands in trialCommand; leave it out")
-        parameters = {name: getattr(arguments, name) for name in options} | parameters
-        from nni_bertnas.training.trainer import set_threads
-
-        if phase != "supernet":  # which runs alone
-            set_threads(study.concurrency(phase), study.nni.threads)
-        # As the folder of the result is called.
-        texts = (value if isinstance(value, str) else f"{name}{value}" for name, value in parameters.items())
-        unit = "_".join(text for text in texts if text != "searched")[:100]  # W&B's longest name has 128
-        with open_tracker(study, phase, unit, channel) as tracker:
-            run(study, **parameters, tracker=tracker)
+        unit: dict[str, Any] = {option: getattr(arguments, option) for option in options} | channel.parameters
+        if not load(stage).alone:
+            set_threads(trials_at_once(run, load(stage)), run.study.nni.threads)
+        with run.tracker(stage, unit, channel=channel) as tracker:
+            make(run, unit, tracker)
     except BertnasError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-
-
-def _check(phase: str, names: Mapping[str, type], parameters: dict[str, Any]) -> dict[str, Any]:
-    wrong = set(parameters) != set(names)
-    if wrong or not all(isinstance(parameters[name], kind) for name, kind in names.items()):
-        wanted = ", ".join(f"{name} as {'text' if kind is str else 'whole number'}" for name, kind in names.items())
-        raise ConfigError(
-            f"searchSpace: a {phase} trial takes {wanted}, got {parameters}; run it "
-            f"through nnictl create --config experiment_configs/{phase}.yml"
-        )
-    return {name: parameters[name] for name in names}
 
 
 def _stop(signal_number: int, frame: Any) -> NoReturn:

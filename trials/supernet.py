@@ -1,7 +1,6 @@
 """One NNI trial of the supernet phase."""
 
-from nni_bertnas.stages import supernet
-from trials.runner import run_trial
+from trials.runner import run_stage
 
 if __name__ == "__main__":
-    run_trial("supernet", {"seed": int, "student": str}, supernet.run)
+    run_stage("supernet")

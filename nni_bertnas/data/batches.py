@@ -1,175 +1,67 @@
-"""Rows of a task: read, split, tokenised once, batched by length."""
+"""Batches: what they hold, which rows they are of, and how they are read ahead of the step."""
 
 import bisect
-import csv
+import dataclasses
+import inspect
 import itertools
-import logging
-import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nni_bertnas.artifacts import fingerprint
-from nni_bertnas.config import TaskConfig, task_to_dict
-from nni_bertnas.data.sources import UNLABELLED, Rows, read_splits, source_files, source_fingerprint
-from nni_bertnas.data.tasks import task_spec
-from nni_bertnas.errors import ConfigError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-_TOKENIZER_ROWS = 10_000  # at a time
-_SPLIT_SEED = 20  # fixed for good: scores of different studies stay comparable
-_log = logging.getLogger(__name__)
+Numbers = Sequence[int] | np.ndarray  # of rows
 
 
-@dataclass(frozen=True)
-class TaskData:
-    """A task's rows, ready to be learnt from.
+@dataclasses.dataclass(kw_only=True)
+class Batch:
+    """Some rows, padded to the longest. What a reader of it does not ask for is None, or empty.
 
     Attributes:
-        label_names: In the order of their numbers; empty for regression.
-        splits: train, dev, and one or more that are read only at the end.
+        mask: `(batch, seq)`, bool, true at word pieces.
+        input_ids: `(batch, seq)`.
+        token_type_ids: `(batch, seq)`, 1 in the second text of a pair.
+        labels: `(batch,)`: class numbers or scores; see `rows.UNLABELLED`.
+        logits: The teacher's, `(batch, num_labels)`.
+        hidden: The teacher's hidden states at some edges, each `(batch, seq, hidden)` in single precision.
+        second: `(batch, seq)`, bool, true in the second text of a pair; None where there are no pairs.
+        part: Of the data, e.g. train or architecture, to tell loaders apart.
     """
 
-    label_names: tuple[str, ...]
-    splits: dict[str, Rows]
+    mask: Tensor
+    input_ids: Tensor | None = None
+    token_type_ids: Tensor | None = None
+    labels: Tensor | None = None
+    logits: Tensor | None = None
+    hidden: list[Tensor] = dataclasses.field(default_factory=list)
+    second: Tensor | None = None
+    part: str = "train"
 
-    @property
-    def final_splits(self) -> list[str]:
-        """The splits that no training and no choice looks at."""
-        return [name for name in self.splits if name not in ("train", "dev")]
+    def __len__(self) -> int:
+        return len(self.mask)
 
-
-def data_fingerprint(task: TaskConfig) -> str:
-    """A hash of the task's settings and the content of its files."""
-    settings = task_to_dict(task)
-    for name in ("data_dir", "transfer_rows"):  # the place does not matter, nor what only the student sees
-        del settings[name]
-    if task.custom is not None:
-        for name in ("train", "dev", "test"):
-            del settings["custom"][name]
-    return fingerprint(settings, _SPLIT_SEED, source_fingerprint(task))
-
-
-def load_transfer(task: TaskConfig) -> Rows:
-    """Unlabelled text of the task's domain, labelled by the teacher alone: what a student can learn from beside train.
-
-    For rotten_tomatoes, sentences of 8 to 40 words out of the package's IMDB reviews, whose own labels are not read;
-    none that stands in the task's rows. A fixed choice: fewer rows are a part of more.
-    """
-    if not task.transfer_rows:
-        return Rows([], [])
-    with source_files(task)["train"].open(encoding="utf-8", newline="") as file:
-        reviews = list(csv.DictReader(file))
-    own = {row["text"] for row in reviews if row["source"] == "rotten_tomatoes"}
-    sentences = {
-        sentence: None  # a dict keeps the order that a set would lose
-        for row in reviews
-        if row["source"] == "imdb"
-        for sentence in re.split(r"(?<=[.!?])\s+", row["text"].replace("<br />", " ").lower())
-        if 8 <= len(sentence.split()) <= 40 and sentence not in own
-    }
-    if task.transfer_rows > len(sentences):
-        raise ConfigError(f"task.transfer_rows must be at most {len(sentences)}, the sentences there are")
-    everything = Rows(list(sentences), [UNLABELLED] * len(sentences))
-    return everything.take(np.random.default_rng(_SPLIT_SEED).permutation(len(sentences))[: task.transfer_rows])
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device; itself where it is there."""
+        if self.mask.device == device:
+            return self
+        moved: dict[str, Any] = {"hidden": [hidden.to(device) for hidden in self.hidden]}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                moved[field.name] = value.to(device)
+        return dataclasses.replace(self, **moved)
 
 
-def load_task(task: TaskConfig) -> TaskData:
-    """Read a task and split it, the same way every time, stratified by label.
-
-    rotten_tomatoes: 6 : 1 : 1 train, dev, test. GLUE: its labelled dev files keep their name, `glue_dev`, and are not
-    looked at before the end, as its test files have no labels; our dev is as many rows, at most about a tenth, held
-    out of its train file. Own data: what is not given as a file, of dev and test, is a tenth of train each.
-
-    Raises:
-        ConfigError: With the file and line of the first bad row.
-    """
-    if "train" not in task_spec(task).hub_splits:
-        raise ConfigError(f"task.name: {task.name} has no training rows; train on mnli, and use bertnas predict")
-    names, found = read_splits(task)
-    train = found.pop("train")
-    if task.source == "package":
-        train, rest = _split(train, names, 0.25)
-        found["dev"], found["test"] = _split(rest, names, 0.5)
-    elif task.custom is not None:
-        share = 0.1
-        for name in ("test", "dev"):
-            if name not in found:
-                train, found[name] = _split(train, names, share)
-                share = 1 / 9  # of the nine tenths left
-    else:
-        first = len(next(iter(found.values())))
-        train, found["dev"] = _split(train, names, min(0.1, first / len(train)))
-    if task.max_train_rows is not None and task.max_train_rows < len(train):
-        _, train = _split(train, names, task.max_train_rows / len(train))
-    dev = found.pop("dev")
-    return TaskData(names, {"train": train, "dev": dev, **found})
-
-
-def _split(rows: Rows, names: Sequence[str], share: float) -> tuple[Rows, Rows]:
-    from sklearn.model_selection import train_test_split
-
-    counts = Counter(rows.labels)
-    if names and (rare := [names[int(label)] for label, count in counts.items() if count < 2]):
-        raise ConfigError(
-            f"task: the label(s) {', '.join(rare)} have one row in train, which cannot be both learnt and tested; "
-            "add rows, join labels, or give the dev and test splits as files"
-        )
-    indices = np.arange(len(rows))
-    try:
-        first, second = train_test_split(
-            indices, test_size=share, stratify=rows.labels if names else None, random_state=_SPLIT_SEED
-        )
-    except ValueError as error:
-        raise ConfigError(
-            f"task: {len(rows)} rows with {len(counts)} labels are too few to hold out {share:.0%} ({error}); add rows "
-            "or give the dev and test splits as files"
-        ) from None
-    return rows.take(first), rows.take(second)
-
-
-def tokenize(tokenizer: "PreTrainedTokenizerBase", rows: Rows, max_length: int) -> "TokenDataset":
-    """The rows as word pieces, special tokens included, cut to `max_length`; logs how many were cut.
-
-    Of a pair, the longer text is cut first.
-    """
-    texts = [rows.texts] if rows.pairs is None else [rows.texts, rows.pairs]
-    parts: list[tuple[np.ndarray, ...]] = []  # flat, as an array per row takes more than what it holds
-    cut = 0
-    for first in range(0, len(rows), _TOKENIZER_ROWS):  # a tokenizer's output takes kilobytes a row
-        encoded = tokenizer(
-            *(side[first : first + _TOKENIZER_ROWS] for side in texts),
-            truncation="longest_first",
-            max_length=max_length,
-            return_attention_mask=False,
-            return_token_type_ids=True,
-        )
-        cut += count_cut(encoded, max_length)
-        ids, types = encoded["input_ids"], encoded["token_type_ids"]
-        parts.append((_flat(ids, np.int32), np.array([len(row) for row in ids]), _flat(types, np.uint8)))
-    if cut:
-        _log.warning("%d of %d texts were cut to task.max_length = %d word pieces", cut, len(rows), max_length)
-    tokens, lengths, token_types = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return TokenDataset(tokens, lengths, rows.labels, tokenizer.pad_token_id or 0, token_types=token_types)
-
-
-def _flat(rows: Iterable[Iterable[int]], dtype: Any) -> np.ndarray:
-    return np.fromiter(itertools.chain.from_iterable(rows), dtype)
-
-
-def count_cut(encoded: Any, max_length: int) -> int:
-    """How many rows of a tokenizer's output were cut; a slow tokenizer counts those that are just full too."""
-    if encoded.encodings:
-        return sum(bool(encoding.overflowing) for encoding in encoded.encodings)
-    return sum(len(ids) == max_length for ids in encoded["input_ids"])
+def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """What a Hugging Face classifier takes of a batch, on its device; DistilBERT and its like know no token types."""
+    assert batch.input_ids is not None and batch.token_type_ids is not None
+    device = next(model.parameters()).device
+    inputs = {"input_ids": batch.input_ids.to(device), "attention_mask": batch.mask.long().to(device)}
+    if "token_type_ids" in inspect.signature(model.forward).parameters:
+        inputs["token_type_ids"] = batch.token_type_ids.to(device)
+    return inputs
 
 
 class LengthBatches(torch.utils.data.Sampler[list[int]]):
@@ -242,7 +134,7 @@ class StreamBatches(torch.utils.data.Sampler[list[int]]):
         return itertools.islice(self.stream, self.count)
 
 
-def ragged_positions(offsets: np.ndarray, rows: Any) -> tuple[np.ndarray, np.ndarray]:
+def ragged_positions(offsets: np.ndarray, rows: Numbers) -> tuple[np.ndarray, np.ndarray]:
     """Where the elements of some rows of a ragged array stand, padded to the longest.
 
     Args:
@@ -258,7 +150,7 @@ def ragged_positions(offsets: np.ndarray, rows: Any) -> tuple[np.ndarray, np.nda
     return np.where(mask, starts[:, None] + steps, starts[:, None]), mask
 
 
-class TokenDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
+class TokenDataset(torch.utils.data.Dataset[Batch]):
     """Tokenised rows held ragged; a batch of row numbers gives one padded batch.
 
     Args:
@@ -292,20 +184,48 @@ class TokenDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitems__(self, rows: list[int]) -> dict[str, Tensor]:
-        """input_ids, token_type_ids and mask `(batch, seq)`, labels `(batch,)`."""
+    def batch(self, rows: Numbers) -> Batch:
+        """The tokens and labels of some rows."""
         return token_batch(self, rows, self.pad_token_id)
 
+    def __getitems__(self, rows: list[int]) -> Batch:
+        """Called by torch's loader."""
+        return self.batch(rows)
 
-def token_batch(ragged: Any, rows: Any, pad_token_id: int) -> dict[str, Tensor]:
-    """One padded batch out of what has `offsets`, `tokens`, `token_types` and `labels`."""
+
+class Ragged(Protocol):
+    """Tokenised rows, one after another."""
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Start of every row, `(num_rows + 1,)`."""
+        ...
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Word pieces of all rows, `(num_tokens,)`."""
+        ...
+
+    @property
+    def token_types(self) -> np.ndarray:
+        """Of every word piece, `(num_tokens,)`."""
+        ...
+
+    @property
+    def labels(self) -> np.ndarray:
+        """`(num_rows,)`."""
+        ...
+
+
+def token_batch(ragged: Ragged, rows: Numbers, pad_token_id: int) -> Batch:
+    """The tokens and labels of some rows, padded to the longest."""
     positions, mask = ragged_positions(ragged.offsets, rows)
-    return {
-        "input_ids": torch.from_numpy(np.where(mask, ragged.tokens[positions], pad_token_id).astype(np.int64)),
-        "token_type_ids": torch.from_numpy(np.where(mask, ragged.token_types[positions], 0).astype(np.int64)),
-        "mask": torch.from_numpy(mask),
-        "labels": torch.from_numpy(ragged.labels[rows]),
-    }
+    return Batch(
+        mask=torch.from_numpy(mask),
+        input_ids=torch.from_numpy(np.where(mask, ragged.tokens[positions], pad_token_id).astype(np.int64)),
+        token_type_ids=torch.from_numpy(np.where(mask, ragged.token_types[positions], 0).astype(np.int64)),
+        labels=torch.from_numpy(ragged.labels[rows]),
+    )
 
 
 class ReadAhead(torch.utils.data.DataLoader[Any]):
@@ -361,10 +281,10 @@ class _Parts(torch.utils.data.ConcatDataset[Any]):
         """Whether any part says so."""
         return any(getattr(part, "read_ahead", False) for part in self.datasets)
 
-    def __getitems__(self, rows: list[int]) -> Any:
+    def __getitems__(self, rows: list[int]) -> Batch:
         part = bisect.bisect_right(self.cumulative_sizes, rows[0])
         first = self.cumulative_sizes[part] - len(self.datasets[part])  # type: ignore[arg-type]
-        return self.datasets[part].__getitems__([row - first for row in rows])  # type: ignore[attr-defined]
+        return self.datasets[part].batch([row - first for row in rows])  # type: ignore[attr-defined]
 
 
 def _loader(dataset: Any, batches: Any, kind: Callable[..., Any]) -> Any:

@@ -1,84 +1,13 @@
 """What a text task is: columns, labels, metrics. One row of TASKS each."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-if TYPE_CHECKING:
-    from nni_bertnas.config import TaskConfig
-
-Numbers = Sequence[float] | np.ndarray
-
-
-def accuracy(labels: Numbers, predictions: Numbers) -> float:
-    """Share of right predictions, 0 to 1."""
-    from sklearn.metrics import accuracy_score
-
-    return float(accuracy_score(labels, predictions))
-
-
-def f1(labels: Numbers, predictions: Numbers) -> float:
-    """F1 of class 1, 0 to 1; 0 where it is neither there nor predicted."""
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(labels, predictions, zero_division=0))
-
-
-def f1_macro(labels: Numbers, predictions: Numbers) -> float:
-    """Unweighted mean of every class's F1, 0 to 1."""
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(labels, predictions, average="macro", zero_division=0))
-
-
-def matthews(labels: Numbers, predictions: Numbers) -> float:
-    """Matthews correlation, -1 to 1; 0 for a constant prediction."""
-    from sklearn.metrics import matthews_corrcoef
-
-    return float(matthews_corrcoef(labels, predictions))
-
-
-def pearson(labels: Numbers, predictions: Numbers) -> float:
-    """Pearson correlation, -1 to 1; 0 for a constant prediction."""
-    return _correlation("pearsonr", labels, predictions)
-
-
-def spearman(labels: Numbers, predictions: Numbers) -> float:
-    """Spearman rank correlation, -1 to 1; 0 for a constant prediction."""
-    return _correlation("spearmanr", labels, predictions)
-
-
-def _correlation(name: str, labels: Numbers, predictions: Numbers) -> float:
-    from scipy import stats
-
-    if np.ptp(labels) == 0 or np.ptp(predictions) == 0:  # undefined; a model that learnt nothing is worth 0
-        return 0.0
-    return float(getattr(stats, name)(labels, predictions)[0])
-
-
-def accuracy_f1(labels: Numbers, predictions: Numbers) -> float:
-    """Mean of accuracy and F1, as the GLUE benchmark averages MRPC and QQP (arXiv 1804.07461)."""
-    return (accuracy(labels, predictions) + f1(labels, predictions)) / 2
-
-
-def pearson_spearman(labels: Numbers, predictions: Numbers) -> float:
-    """Mean of Pearson and Spearman, as the GLUE benchmark averages STS-B (arXiv 1804.07461)."""
-    return (pearson(labels, predictions) + spearman(labels, predictions)) / 2
-
-
-METRICS: dict[str, Callable[[Numbers, Numbers], float]] = {
-    "accuracy": accuracy,
-    "f1": f1,
-    "f1_macro": f1_macro,
-    "accuracy_f1": accuracy_f1,
-    "matthews": matthews,
-    "pearson": pearson,
-    "spearman": spearman,
-    "pearson_spearman": pearson_spearman,
-}
-REGRESSION_METRICS = ("pearson", "spearman", "pearson_spearman")
+from nni_bertnas.config import TaskSettings
+from nni_bertnas.data.metrics import METRICS
+from nni_bertnas.data.splits import HoldOut, eighths, like_final, tenths
+from nni_bertnas.errors import lookup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +50,7 @@ class TaskSpec:
         metric: The one of them that ranks.
         glue: Its place in the classic GLUE folder; None where it has none.
         hub_splits: Our split's name -> the hub's.
+        hold_out: How dev, and test where there is none, come out of train.
     """
 
     texts: tuple[str, ...]
@@ -130,20 +60,22 @@ class TaskSpec:
     metric: str = "accuracy"
     glue: GlueFiles | None = None
     hub_splits: Mapping[str, str] = field(default_factory=lambda: {"train": "train", "glue_dev": "validation"})
+    hold_out: HoldOut = like_final
 
     @property
     def regression(self) -> bool:
         """Whether a score is predicted instead of a class."""
-        return self.metric in REGRESSION_METRICS
+        return METRICS[self.metric].of_scores
 
 
 _NLI = ("entailment", "neutral", "contradiction")
 _MATCHED = ("matched", "mismatched")
 _PAIR = ("sentence1", "sentence2")
 _F1 = ("accuracy", "f1", "accuracy_f1")
+_OF_SCORES = ("pearson", "spearman", "pearson_spearman")
 
 TASKS: Mapping[str, TaskSpec] = {
-    "rotten_tomatoes": TaskSpec(texts=("text",), label_names=("negative", "positive")),
+    "rotten_tomatoes": TaskSpec(texts=("text",), label_names=("negative", "positive"), hold_out=eighths),
     "cola": TaskSpec(
         texts=("sentence",),
         label_names=("unacceptable", "acceptable"),
@@ -179,7 +111,7 @@ TASKS: Mapping[str, TaskSpec] = {
     ),
     "stsb": TaskSpec(
         texts=_PAIR,
-        metrics=REGRESSION_METRICS,
+        metrics=_OF_SCORES,
         metric="pearson_spearman",
         glue=GlueFiles(folder="STS-B", texts=_PAIR, label="score", test={"STS-B": "test.tsv"}),
     ),
@@ -223,15 +155,19 @@ TASKS: Mapping[str, TaskSpec] = {
         hub_splits={"diagnostic": "test"},
     ),
 }  # fmt: skip
-_OWN_METRICS = {"classification": ("accuracy", "f1_macro", "matthews"), "regression": REGRESSION_METRICS}
+_OWN_METRICS = {"classification": ("accuracy", "f1_macro", "matthews"), "regression": _OF_SCORES}
 _OWN_METRIC = {"classification": "accuracy", "regression": "pearson_spearman"}
 
 
-def task_spec(task: "TaskConfig") -> TaskSpec:
-    """The row of a study's task; made from the study's own words for own data."""
-    own: Any = task.custom
+def task_spec(task: TaskSettings) -> TaskSpec:
+    """The row of a study's task; made from the study's own words for own data.
+
+    Raises:
+        ConfigError: There is no such task.
+    """
+    own = task.custom
     if own is None:
-        return TASKS[task.name]
+        return lookup(TASKS, task.name, "task.name")
     metric = own.metric or _OWN_METRIC[own.kind]
     return TaskSpec(
         texts=tuple(own.text_columns),
@@ -240,4 +176,10 @@ def task_spec(task: "TaskConfig") -> TaskSpec:
         metrics=tuple(dict.fromkeys((metric, *_OWN_METRICS[own.kind]))),
         metric=metric,
         hub_splits={"train": "train", "dev": "validation", "test": "test"},
+        hold_out=tenths,
     )
+
+
+def task_note(task: TaskSettings) -> dict[str, Any]:
+    """What a saved model's configuration says of its task, for `bertnas predict`."""
+    return {"name": task.name, "texts": list(task_spec(task).texts), "max_length": task.max_length}

@@ -1,28 +1,28 @@
-"""A saved teacher or student at work: predictions for a file of rows, and the zip that the GLUE server takes."""
+"""A saved teacher or student at work: predictions for a file of rows."""
 
 import os
-import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 
-from nni_bertnas.data.batches import LengthBatches, tokenize
+import search_space.student  # noqa: F401  makes Hugging Face's auto classes know the student
+from nni_bertnas.data.batches import LengthBatches, model_inputs
+from nni_bertnas.data.models import load_classifier
 from nni_bertnas.data.readers import READERS, Record, read_records
-from nni_bertnas.data.sources import Rows, plain_label, unlabelled_rows
-from nni_bertnas.data.tasks import TASKS, GlueFiles
+from nni_bertnas.data.rows import Rows, unlabelled_rows
+from nni_bertnas.data.tokens import tokenize
 from nni_bertnas.errors import ConfigError
-from nni_bertnas.training.metrics import model_inputs
-from nni_bertnas.training.trainer import best_device
+from nni_bertnas.machine import best_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _BATCH_SIZE = 64
-GLUE_FILES = tuple(sorted(name for spec in TASKS.values() if spec.glue for name in spec.glue.test))
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,15 @@ class Predictor:
         data = tokenize(self.tokenizer, rows, self.max_length)
         found = np.zeros((len(rows), self.model.config.num_labels))
         for numbers in LengthBatches(data.lengths, _BATCH_SIZE, shuffle=False):
-            logits = self.model(**model_inputs(self.model, data.__getitems__(numbers))).logits.double().cpu()
+            logits = self.model(**model_inputs(self.model, data.batch(numbers))).logits.double().cpu()
             found[numbers] = (logits.softmax(-1) if logits.shape[1] > 1 else logits).numpy()
         return found
+
+    def predictions(self, probabilities: np.ndarray) -> list[Any]:
+        """Label names, or scores, `(num_rows,)`, of what :meth:`probabilities` gave."""
+        if probabilities.shape[1] == 1:
+            return probabilities[:, 0].tolist()
+        return [self.label_names[number] for number in probabilities.argmax(1)]
 
 
 def load_predictor(folder: Path) -> Predictor:
@@ -65,17 +71,10 @@ def load_predictor(folder: Path) -> Predictor:
     Raises:
         ConfigError: The folder holds none.
     """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    import search_space.student  # noqa: F401  makes Hugging Face's auto classes know the student
-
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder} holds no model; give its folder, e.g. runs/demo/supernet/seed0/student")
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(folder).eval().to(best_device())
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    model, tokenizer = load_classifier(folder)
+    model.to(best_device())
     note = getattr(model.config, "bertnas_task", None) or {}
     longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512))
     return Predictor(
@@ -101,16 +100,14 @@ def predict_file(
     Raises:
         ConfigError: A column is missing, a row cannot be read or a text is empty; the message names the line.
     """
-    import pandas as pd
-
     if target.suffix.lower() not in READERS:
         raise ConfigError(f"--output: {target} must end in one of {', '.join(READERS)}")
     texts = tuple(columns or predictor.texts)
     if not texts:
         raise ConfigError("--columns: the model does not say which columns it reads; name one, or two for pairs")
-    records = _read(source, literal_quotes=literal_quotes)
+    records = read_all(source, literal_quotes=literal_quotes)
     found = predictor.probabilities(unlabelled_rows(records, texts, empty_ok=False))
-    new = {"prediction": _predictions(predictor, found)}
+    new = {"prediction": predictor.predictions(found)}
     if found.shape[1] > 1:
         new |= {f"probability_{name}": found[:, number] for number, name in enumerate(predictor.label_names)}
     frame = pd.DataFrame([record.values for record in records])
@@ -130,83 +127,13 @@ def predict_file(
     return {str(name): int(count) for name, count in frame["prediction"].value_counts().items()}
 
 
-def _read(path: Path, *, literal_quotes: bool) -> list[Record]:
+def read_all(path: Path, *, literal_quotes: bool) -> list[Record]:
+    """All rows of a file.
+
+    Raises:
+        ConfigError: There are none, or the file cannot be read.
+    """
     records = list(read_records(path, literal_quotes=literal_quotes))
     if not records:
         raise ConfigError(f"{path} has no rows")
     return records
-
-
-def _predictions(predictor: Predictor, found: np.ndarray) -> list[Any]:
-    if found.shape[1] == 1:
-        return found[:, 0].tolist()
-    return [predictor.label_names[number] for number in found.argmax(1)]
-
-
-def write_submission(predictor: Predictor, source: Path, target: Path) -> dict[str, int]:
-    """Predict a GLUE task's test rows and put them into the zip that the GLUE server takes.
-
-    What the zip has of other tasks stays in it. A model of MNLI also predicts the diagnostic set where it lies beside.
-
-    Args:
-        predictor: A model that was trained on a GLUE task.
-        source: The GLUE folder.
-        target: The zip, made or added to.
-
-    Returns:
-        Rows of every file written, e.g. `RTE.tsv`.
-
-    Raises:
-        ConfigError: The model is of no GLUE task, or a test file is missing or damaged.
-    """
-    spec = TASKS.get(predictor.task)
-    if spec is None or spec.glue is None:
-        raise ConfigError(
-            f"--glue-submission: the model's task is {predictor.task or 'unknown'}, not one of GLUE's; "
-            "train one from experiment_configs/studies/glue"
-        )
-    jobs = [(spec.glue, name) for name in spec.glue.test]
-    diagnostic = TASKS["ax"].glue
-    if predictor.task == "mnli" and diagnostic and (source / diagnostic.folder / diagnostic.test["AX"]).is_file():
-        jobs.append((diagnostic, "AX"))
-    files = {f"{name}.tsv": _submission(predictor, glue, source / glue.folder / glue.test[name]) for glue, name in jobs}
-    kept: dict[str, str] = {}
-    if target.exists():
-        try:
-            with zipfile.ZipFile(target) as archive:
-                kept = {name: archive.read(name).decode() for name in archive.namelist()}
-        except zipfile.BadZipFile:
-            raise ConfigError(f"--glue-submission: {target} is no zip; remove it or name another") from None
-    fresh = target.with_name(f".{target.name}")
-    with zipfile.ZipFile(fresh, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, text in sorted({**kept, **files}.items()):
-            archive.writestr(name, text)
-    os.replace(fresh, target)
-    return {name: text.count("\n") - 1 for name, text in files.items()}
-
-
-def _submission(predictor: Predictor, glue: GlueFiles, path: Path) -> str:
-    """One file of a submission: a header, then the index and prediction of every test row, in the test file's order."""
-    records = _read(path, literal_quotes=True)
-    # The server wants every row, and QQP has questions without text.
-    found = predictor.probabilities(unlabelled_rows(records, glue.test_texts or glue.texts, empty_ok=True))
-    predictions: Iterable[Any] = _predictions(predictor, found)
-    if found.shape[1] == 1:
-        predictions = [f"{min(5.0, max(0.0, score)):.3f}" for score in predictions]
-    elif not glue.submit_names:
-        names = [plain_label(name) for name in TASKS[predictor.task].label_names]
-        predictions = [names.index(plain_label(name)) for name in predictions]
-    lines = [
-        f"{_index(record, row)}\t{one}" for row, (record, one) in enumerate(zip(records, predictions, strict=True))
-    ]
-    return "\n".join(["index\tprediction", *lines, ""])
-
-
-def _index(record: Record, row: int) -> Any:
-    return record.values.get("index", record.values.get("id", row))
-
-
-def missing_of_submission(target: Path) -> list[str]:
-    """Files that the GLUE server wants and the zip has not yet."""
-    with zipfile.ZipFile(target) as archive:
-        return [f"{name}.tsv" for name in GLUE_FILES if f"{name}.tsv" not in archive.namelist()]

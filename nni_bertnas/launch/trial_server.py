@@ -30,8 +30,9 @@ _MODULES = (
     "scipy.stats",
     "json_tricks",
     "torch._dynamo",
-    "nni_bertnas.store.reader",  # torch, Lightning, transformers
-    "search_space.cells",
+    "nni_bertnas.training.student",  # torch, Lightning
+    "nni_bertnas.training.teacher",  # transformers
+    "search_space.listing",
 )
 _PATIENCE_SECONDS = 30.0
 _FILES = 3  # stdin, stdout, stderr

@@ -4,32 +4,33 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.bar import Bar
+from rich.console import Console
+from rich.table import Table
 
-from nni_bertnas.config import Study
-from nni_bertnas.data.batches import load_task, tokenize
-from nni_bertnas.data.sources import Rows
-from nni_bertnas.training.teacher import load_tokenizer
+from nni_bertnas.data.models import load_tokenizer
+from nni_bertnas.data.rows import Rows
+from nni_bertnas.data.tokens import tokenize
+from nni_bertnas.stages.run import Run
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
     from transformers import PreTrainedTokenizerBase
 
 _BARS = 10
 _EXAMPLES = 3
 
 
-def show_data(study: Study, console: "Console") -> None:
+def show_data(run: Run, console: Console) -> None:
     """Print rows and label balance of every split, the lengths of train in word pieces, and what the model will see.
 
     Raises:
         ConfigError: The data or the tokenizer cannot be read.
     """
-    data = load_task(study.task)
-    tokenizer = load_tokenizer(study)
-    console.print(balance(study.task.name, data.label_names, data.splits))
+    data, task = run.data, run.study.task
+    tokenizer = load_tokenizer(run.study.teacher.model)
+    console.print(balance(task.name, data.label_names, data.splits))
     train = data.splits["train"]
-    longest = study.task.max_length
+    longest = task.max_length
     found = piece_lengths(tokenizer, train)
     cut = int((found > longest).sum())
     console.print(
@@ -47,10 +48,8 @@ def show_data(study: Study, console: "Console") -> None:
         console.print(f"  {name}: {' '.join(pieces)}", highlight=False, markup=False, soft_wrap=True)
 
 
-def balance(name: str, label_names: tuple[str, ...], splits: dict[str, Rows]) -> "Table":
+def balance(name: str, label_names: tuple[str, ...], splits: dict[str, Rows]) -> Table:
     """Rows of every split, and of every label; of scores, their range."""
-    from rich.table import Table
-
     table = Table(title=f"{name}: rows")
     for column in ("", *splits):
         table.add_column(column, justify="right" if column else "left")
@@ -76,11 +75,8 @@ def piece_lengths(tokenizer: "PreTrainedTokenizerBase", rows: Rows) -> np.ndarra
     return np.asarray([len(ids) for ids in encoded])
 
 
-def histogram(found: np.ndarray) -> "Table":
+def histogram(found: np.ndarray) -> Table:
     """How many rows have which length."""
-    from rich.bar import Bar
-    from rich.table import Table
-
     table = Table()
     for column in ("pieces", "rows", ""):
         table.add_column(column, justify="left" if not column else "right")

@@ -17,10 +17,10 @@ from search_space.cells import (
     Choice,
     Sequential,
     TextNAS,
-    count_architectures,
     find_space,
-    list_choices,
+    spell_choice,
 )
+from search_space.listing import Space
 
 _SIZE, _LINE, _PAD = 9.0, 12.5, 8.0  # of text, of a line of text, inside a box
 _COLUMN_GAP, _ROW_GAP, _SLOT_GAP, _LANE, _MARGIN = 44.0, 28.0, 24.0, 9.0, 16.0
@@ -97,23 +97,19 @@ class Diagram:
     arrows: list[Arrow]
 
 
-def draw_space(space: str, depth: int, operations: Sequence[str], hidden_size: int, path: Path) -> None:
+def draw_space(space: Space, path: Path) -> None:
     """Draw every decision of a space with its options.
 
     Args:
-        space: A key of `search_space.cells.SPACES`, or a dotted name.
-        depth: Of the cell.
-        operations: Names to choose from.
-        hidden_size: Width of the cell.
+        space: Of one depth.
         path: Ends in .png or .svg.
 
     Raises:
         ConfigError: The ending is another, matplotlib is missing, or the file cannot be written.
     """
-    choices = list_choices(space, depth, operations, hidden_size)
-    count = count_architectures(space, depth, operations, hidden_size)
-    title = f"{space}, depth {depth}: {count:,} architecture{'s' if count > 1 else ''}"
-    _draw(_diagram(find_space(space), depth, choices, None), title, path)
+    count = space.count()
+    title = f"{space.name}, depth {space.depth}: {count:,} architecture{'s' if count > 1 else ''}"
+    _draw(_diagram(space.kind, space.depth, space.choices, None), title, path)
 
 
 def draw_architecture(space: str, depth: int, architecture: Architecture, path: Path) -> None:
@@ -150,7 +146,7 @@ def _diagram(kind: type[Body], depth: int, choices: Options, chosen: Architectur
 
 
 def _spell(options: Sequence[Choice]) -> list[str]:
-    return [one if isinstance(one, str) else "+".join(map(str, one)) for one in options]
+    return [spell_choice(one) for one in options]
 
 
 def _heading(name: str, numbers: Sequence[int]) -> str:
@@ -301,7 +297,7 @@ def _route(diagram: Diagram, arrow: Arrow) -> list[tuple[float, float]]:
 def _draw(diagram: Diagram, title: str, path: Path) -> None:
     if path.suffix.lower() not in ENDINGS:
         raise ConfigError(f"{path}: a picture's name must end in {' or '.join(ENDINGS)}")
-    try:
+    try:  # an extra
         from matplotlib.figure import Figure
         from matplotlib.font_manager import FontProperties
         from matplotlib.patches import FancyArrowPatch, FancyBboxPatch

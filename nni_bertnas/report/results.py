@@ -1,113 +1,89 @@
 """What a study came to, for people to read."""
 
 import itertools
-import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nni_bertnas.artifacts import RunDirectory, read_result
-from nni_bertnas.config import Study
-from nni_bertnas.data.tasks import task_spec
+from rich.console import Console
+from rich.table import Table
+
 from nni_bertnas.errors import PhaseError
-from nni_bertnas.search.random_cells import SEARCHED, UNIFORM
+from nni_bertnas.stages.run import Result, Run
 from search_space.cells import spell
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-TIMES = "seconds.json"
+SEARCHED = "searched"
+Students = dict[str, Result]  # by name: the searched one, then the baselines
 
 
-def record_seconds(study: Study, stage: str, seconds: float) -> None:
-    """Keep the wall time of a stage beside its results."""
-    times = read_seconds(study)
-    times[stage] = seconds
-    (RunDirectory(study).root / TIMES).write_text(json.dumps(times, indent=1), encoding="utf-8")
-
-
-def read_seconds(study: Study) -> dict[str, float]:
-    """Wall time of every stage that `bertnas` ran."""
-    path = RunDirectory(study).root / TIMES
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def best_student(study: Study) -> tuple[Path, dict[str, Any]]:
+def best_student(run: Run) -> tuple[Path, Result]:
     """The folder and result of the searched student with the highest dev score over all seeds.
 
     Raises:
         PhaseError: There is none.
     """
-    found = [students[SEARCHED] for students in _students(study).values() if SEARCHED in students]
+    found = run.results("supernet").values()
     if not found:
-        raise PhaseError(f"{RunDirectory(study).root} holds no student; make it with: bertnas run STUDY")
-    metric = task_spec(study.task).metric
-    return max(found, key=lambda pair: pair[1]["student"][f"dev_{metric}"])
+        raise PhaseError(f"{run.root} holds no student; make it with: bertnas run STUDY")
+    return max(found, key=lambda pair: pair[1]["student"][f"dev_{run.task.metric}"])
 
 
-def _students(study: Study) -> dict[int, dict[str, tuple[Path, dict[str, Any]]]]:
-    """Folder and result of every finished student, by seed and name: the searched one, then the baselines."""
-    found: dict[int, dict[str, tuple[Path, dict[str, Any]]]] = {}
-    for folder in RunDirectory(study).supernet(0).parent.glob("seed*"):
-        name = re.fullmatch(r"seed(\d+)(?:_(\w+))?", folder.name)
-        result = read_result(folder) if name else None
-        if name and result is not None:
-            found.setdefault(int(name[1]), {})[name[2] or SEARCHED] = folder, result
-    return {seed: dict(sorted(found[seed].items(), key=lambda pair: _place(pair[0]))) for seed in sorted(found)}
-
-
-def _place(student: str) -> tuple[bool, bool, int]:
-    return student != SEARCHED, student == UNIFORM, int(student.rpartition("_")[2]) if student[-1].isdigit() else 0
-
-
-def show(study: Study, console: "Console") -> None:
+def show(run: Run, console: Console) -> None:
     """Print teacher against student, baselines, the architectures, the wall times, and where everything lies."""
-    folder, result = best_student(study)
-    console.print(comparison(study, result))
+    folder, result = best_student(run)
+    console.print(comparison(run, result))
     for number, architecture in enumerate(result["architecture"]):
         console.print(f"block {number}: {spell(architecture)}", highlight=False)
-    for text in collapsed_searches(study, len(result["architecture"])):
+    for text in collapsed_searches(run):
         console.print(text, style="yellow", highlight=False)
-    show_baselines(study, console)
-    times = read_seconds(study)
+    show_baselines(run, console)
+    times = run.read_seconds()
     if times:
         parts = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in times.items())
         console.print(f"wall time: {parts}; together {sum(times.values()) / 60:.1f} min", highlight=False)
-    console.print(
-        f"student: {folder / 'student'}\neverything else: {RunDirectory(study).root}", highlight=False, soft_wrap=True
-    )
+    console.print(f"student: {folder / 'student'}\neverything else: {run.root}", highlight=False, soft_wrap=True)
 
 
-def collapsed_searches(study: Study, num_blocks: int) -> list[str]:
+def collapsed_searches(run: Run) -> list[str]:
     """In words, the cell searches whose best architecture has parameter-free operations alone."""
-    texts = []
-    for block, depth in itertools.product(range(num_blocks), study.cell.depths):
-        result = read_result(RunDirectory(study).cell(block, depth))
-        if result is not None and result.get("collapsed"):
-            texts.append(f"the search of block {block}, depth {depth} has {result['collapsed']}")
-    return texts
+    results = (result for _, result in run.results("cell").values())
+    return [
+        f"the search of block {result['block']}, depth {result['depth']} has {result['collapsed']}"
+        for result in results
+        if result.get("collapsed")
+    ]
 
 
-def show_baselines(study: Study, console: "Console") -> None:
+def compared_students(run: Run) -> dict[int, Students]:
+    """By seed the searched student and the baselines that were matched to it, where there are any."""
+    found: dict[int, Students] = {}
+    for _, result in run.results("supernet").values():
+        found[result["seed"]] = {SEARCHED: result}
+    for _, result in run.results("baselines").values():
+        students = found.get(result["seed"], {})
+        if SEARCHED in students and result["searched_fingerprint"] == students[SEARCHED]["fingerprint"]:
+            students[result["student_kind"]] = result
+    return {
+        seed: dict(sorted(students.items(), key=lambda pair: _place(pair[0])))
+        for seed, students in sorted(found.items())
+        if len(students) > 1
+    }
+
+
+def _place(student: str) -> tuple[bool, str, int]:
+    kind, _, number = student.rpartition("_")
+    return student != SEARCHED, kind, int(number) if number.isdigit() else 0
+
+
+def show_baselines(run: Run, console: Console) -> None:
     """Print the searched student beside its baselines, where there are any, and say who is better."""
-    from rich.table import Table
-
-    metric = task_spec(study.task).metric
-    shown = {}
-    for seed, students in _students(study).items():
-        searched = students.get(SEARCHED, (None, {}))[1].get("fingerprint")
-        results = {name: result for name, (_, result) in students.items()
-                   if name == SEARCHED or result["searched_fingerprint"] == searched}  # fmt: skip
-        if SEARCHED in results and len(results) > 1:
-            shown[seed] = results
+    shown, metric = compared_students(run), run.task.metric
     if not shown:
         return
     scores = next(iter(shown.values()))[SEARCHED]["student"]
     splits = [key.removesuffix(f"_{metric}") for key in scores if key.endswith(f"_{metric}")]
     names = {f"{split}_{metric}": f"{split} {metric}" for split in splits}
-    table = Table(title=f"{study.name}: the searched student beside random and uniform ones")
+    table = Table(title=f"{run.study.name}: the searched student beside its baselines")
     heads = (f"{name}, %" for name in names.values())
     for column in ("", "block scores", *heads, "params, M", "ms", "speed-up", "cells' cost"):
         table.add_column(column, justify="right" if column else "left", no_wrap=not column)
@@ -173,12 +149,12 @@ def _verdicts(results: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]
     yield f"of {len(results) - 1} baseline(s) the searched student is better than: {text}"
 
 
-def comparison(study: Study, result: Mapping[str, Any]) -> "Table":
+def comparison(run: Run, result: Mapping[str, Any]) -> Table:
     """The closing table."""
-    from rich.table import Table
-
-    metrics = task_spec(study.task).metrics
-    table = Table(title=f"{study.name}: teacher against student, latency with {result['latency_threads']} thread(s)")
+    metrics = run.task.metrics
+    table = Table(
+        title=f"{run.study.name}: teacher against student, latency with {result['latency_threads']} thread(s)"
+    )
     for column in ("", "teacher", "student", "student / teacher"):
         table.add_column(column, justify="left" if not column else "right")
     teacher, student = result["teacher"], result["student"]

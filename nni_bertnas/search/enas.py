@@ -7,6 +7,8 @@ from typing import Any
 from nni.nas.oneshot.pytorch.sampling import EnasLightningModule
 from nni.nas.strategy import ENAS
 
+from nni_bertnas.data.batches import Batch
+
 
 class EnasModule(EnasLightningModule):
     """NNI's, which expects batches as Lightning 2.0 gave them and clips no gradients.
@@ -26,9 +28,9 @@ class EnasModule(EnasLightningModule):
         self.gradient_clip = gradient_clip
         self.of_weights = True
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+    def training_step(self, batch: Batch, batch_idx: int) -> Any:
         """A step of the weights, or one sample of the controller."""
-        self.of_weights = batch["part"] == "train"
+        self.of_weights = batch.part == "train"
         output = super().training_step((batch, "train" if self.of_weights else "val"), batch_idx)
         self._trajectory_counter %= self.batches_per_update
         return output

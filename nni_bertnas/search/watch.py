@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from nni.nas.nn.pytorch import LayerChoice
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -116,8 +117,6 @@ class OperationDropout(pl.Callback):
 
 
 def _mixed_layers(supernet: nn.Module) -> Iterator[Any]:
-    from nni.nas.nn.pytorch import LayerChoice
-
     return (module for module in supernet.modules() if isinstance(module, LayerChoice))
 
 

@@ -1,6 +1,53 @@
-"""The three phases. They never import each other; they chain through artifacts.
+"""What a study goes through: one module, and one row of STAGES, each. They chain through what they leave on disk.
 
-Each has `NAMES`, the parameters of a unit of work; `OPTIMIZE`, whether its number is to be low or high;
-`units(study, num_blocks)`, all its units; `find(study, **unit)`, the finished result of a unit where it still fits;
-and `run(study, **unit, tracker)`.
+The commands of `bertnas`, what `--force` takes, the folders of a run and the job types of Weights & Biases all follow
+from the table. Stages are loaded when they are used, as some of them load torch, Lightning and NNI.
 """
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nni_bertnas.stages.stage import Stage
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stage.
+
+    Attributes:
+        help: What its command says of it.
+        on: The stages that it builds on.
+    """
+
+    help: str
+    on: tuple[str, ...] = ()
+
+
+STAGES: Mapping[str, Entry] = {
+    "teacher": Entry("make the teacher, fine-tuned where it needs it"),
+    "features": Entry("run the teacher once over the data and store what it gives", ("teacher",)),
+    "cell": Entry("the cell phase through NNI", ("features",)),
+    "block": Entry("the block phase through NNI", ("cell",)),
+    "masked_lm": Entry("fit a masked language model to the task's text, for the augmentation"),
+    "augment": Entry("new training rows for the student (study section augment)", ("teacher", "masked_lm")),
+    "supernet": Entry("the supernet phase through NNI", ("block", "augment")),
+    "baselines": Entry("students of random and uniform cells through NNI (study section baseline)", ("supernet",)),
+}
+
+
+def load(name: str) -> "Stage":
+    """The stage of a row."""
+    stage: Stage = importlib.import_module(f"{__name__}.{name}").STAGE
+    return stage
+
+
+def built_on(name: str) -> list[str]:
+    """A stage and all that build on it, directly or not."""
+    found = [name]
+    for other, entry in STAGES.items():
+        if set(entry.on) & set(found):
+            found.append(other)
+    return found

@@ -1,72 +1,128 @@
-"""Candidates on disk: architecture, weights, block score, cost."""
+"""A candidate: one cell's architecture, its weights, its block score and its cost; in memory and on disk."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 
 from nni_bertnas.errors import PhaseError
-from nni_bertnas.search.strategies import Found
 from nni_bertnas.student.cost import cell_call, count_flops, count_params, measure_latency_ms
-from search_space.cells import Cell, build_cell
+from search_space.cells import Architecture, Cell, build_cell, spell
 
 _LATENCY_ROWS = 40
-# space, depth, architecture, score, inherited, num_params, num_flops, latency_ms, weights (file name)
-Candidate = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One cell, and what is known of it so far.
+
+    Attributes:
+        space: Kind of cell: a key of `cells.SPACES`, or a dotted name.
+        depth: Searchable layers.
+        architecture: Its decisions.
+        score: Block score, lower is better.
+        inherited: The block score with the weights of a one-shot supernet, before any training of its own.
+        num_params: Of the cell.
+        num_flops: Of one pass at batch 1.
+        latency_ms: Likewise.
+        weights: Name of the file beside the result.
+        cell: With its weights, where it is in memory.
+    """
+
+    space: str
+    depth: int
+    architecture: Architecture
+    score: float = float("nan")
+    inherited: float | None = None
+    num_params: int = 0
+    num_flops: int = 0
+    latency_ms: float = 0.0
+    weights: str = ""
+    cell: Cell | None = field(default=None, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return f"depth {self.depth}, {spell(self.architecture)}"
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What a saved student says of it."""
+        return {"space": self.space, "depth": self.depth, "architecture": dict(self.architecture)}
+
+    @property
+    def trained(self) -> Cell:
+        """Its cell, which must be in memory."""
+        assert self.cell is not None
+        return self.cell
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, without its cell."""
+        known = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "cell"}
+        return {**known, "architecture": dict(self.architecture)}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> "Candidate":
+        """Out of plain data, as a result holds it."""
+        return cls(**raw)
+
+    def fresh(self, teacher_size: int, hidden_size: int) -> "Candidate":
+        """With a cell of random weights, in training mode."""
+        cell = build_cell(self.space, self.architecture, self.depth, teacher_size, hidden_size)
+        return replace(self, cell=cell)
+
+    def load(self, folder: Path, teacher_size: int, hidden_size: int) -> "Candidate":
+        """With its trained cell, in eval mode.
+
+        Args:
+            folder: Of the result.
+            teacher_size: Width of the teacher's hidden states.
+            hidden_size: Width inside the cell.
+
+        Raises:
+            PhaseError: Its weights are missing or do not fit.
+        """
+        found = self.fresh(teacher_size, hidden_size)
+        path = folder / self.weights
+        try:
+            found.trained.load_state_dict(load_file(path))
+        except (OSError, RuntimeError, ValueError) as error:
+            raise PhaseError(
+                f"{path} is missing or damaged ({error}); make it anew with bertnas run --force"
+            ) from error
+        found.trained.eval()
+        return found
 
 
 def save_candidates(
-    folder: Path, found: Sequence[Found], teacher_size: int, lengths: Sequence[int], number: int = 0
-) -> list[Candidate]:
-    """Save trained cells, best score first, with what each costs.
+    folder: Path, candidates: Sequence[Candidate], teacher_size: int, lengths: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Save trained cells, in their order, with what each costs.
 
     Args:
         folder: Takes one safetensors file per candidate.
-        found: What a search or a training gave.
+        candidates: With their cells, best first.
         teacher_size: Width of the teacher's hidden states.
         lengths: Real sequence lengths, of which the first 40 serve: FLOPs at their median, latency over all.
-        number: Of the cell, where a search made several together.
 
     Returns:
-        What goes into the phase's result.
+        What goes into the result.
     """
     lengths = lengths[:_LATENCY_ROWS]
-    ranked = sorted(found, key=lambda one: one.score)
     middle = sorted(lengths)[len(lengths) // 2]
-    cells = [one.cells[number].eval() for one in ranked]
-    calls = {str(rank): cell_call(cell, teacher_size, lengths) for rank, cell in enumerate(cells)}
+    calls = {str(rank): cell_call(one.trained.eval(), teacher_size, lengths) for rank, one in enumerate(candidates)}
     latency_ms = measure_latency_ms(calls, lengths)
-    candidates = []
-    for rank, (one, cell) in enumerate(zip(ranked, cells, strict=True)):
+    saved = []
+    for rank, one in enumerate(candidates):
         weights = f"candidate_{rank}.safetensors"
-        save_file({name: tensor.contiguous() for name, tensor in cell.state_dict().items()}, folder / weights)
-        candidates.append(
-            {
-                "space": one.space,
-                "depth": one.depth,
-                "architecture": dict(one.architecture),
-                "score": one.scores[number],
-                "inherited": one.inherited,
-                "num_params": count_params(cell),
-                "num_flops": count_flops(calls[str(rank)], middle),
-                "latency_ms": latency_ms[str(rank)],
-                "weights": weights,
-            }
+        state = one.trained.state_dict()
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / weights)
+        costs = replace(
+            one,
+            num_params=count_params(one.trained),
+            num_flops=count_flops(calls[str(rank)], middle),
+            latency_ms=latency_ms[str(rank)],
+            weights=weights,
         )
-    return candidates
-
-
-def load_cell(folder: Path, candidate: Candidate, teacher_size: int, hidden_size: int) -> Cell:
-    """A candidate's trained cell in eval mode.
-
-    Raises:
-        PhaseError: Its weights are missing or do not fit.
-    """
-    cell = build_cell(candidate["space"], candidate["architecture"], candidate["depth"], teacher_size, hidden_size)
-    path = folder / candidate["weights"]
-    try:
-        cell.load_state_dict(load_file(path))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise PhaseError(f"{path} is missing or damaged ({error}); make it anew with bertnas run --force") from error
-    return cell.eval()
+        saved.append(costs.to_dict())
+    return saved

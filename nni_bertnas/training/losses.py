@@ -1,10 +1,61 @@
-"""Distillation losses and the block score. Masked positions never count."""
+"""What training minimises, of whole students and of cells. Masked positions never count. One row of LOSSES each."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from nni_bertnas.data.batches import Batch
+from nni_bertnas.data.rows import UNLABELLED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What a student, or cells, made of a batch.
+
+    Attributes:
+        logits: `(batch, num_labels)`; None of cells.
+        hidden: At the exit of every block, in the teacher's width, each `(batch, seq, teacher_hidden)`.
+    """
+
+    logits: Tensor | None = None
+    hidden: Sequence[Tensor] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """What losses are measured by.
+
+    Attributes:
+        variances: Of the teacher's hidden states at the exit of every block, over the data.
+        temperature: Over which logits are taken.
+    """
+
+    variances: Sequence[float] = ()
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """One loss.
+
+    Attributes:
+        compute: Takes what the student made, the batch with the targets, and the scale; gives a scalar.
+        needs: What a batch must have for it; others are passed over. Cells have hidden states alone.
+        of_classes: Whether it is for class probabilities, and so not for regression.
+    """
+
+    compute: Callable[[Output, Batch, Scale], Tensor]
+    needs: Literal["logits", "hidden", "labels"]
+    of_classes: bool = False
+
+    def applies(self, batch: Batch) -> bool:
+        """Whether a batch has what it needs."""
+        targets = getattr(batch, self.needs)
+        return targets is not None and len(targets) > 0
 
 
 def masked_mse(student: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -31,65 +82,73 @@ def masked_absolute_sum(student: Tensor, target: Tensor, mask: Tensor) -> Tensor
     return (student - target).abs().masked_select(mask.unsqueeze(-1)).sum()
 
 
-def logit_mse(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Mean squared error of logits over the temperature, `(batch, num_labels)`; mean over all entries."""
-    return F.mse_loss(student / temperature, teacher / temperature)
-
-
-def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy against the softened teacher, times temperature² (Hinton et al., arXiv 1503.02531, section 2).
-
-    Logits are `(batch, num_labels)`; mean over rows.
-    """
-    soft = (teacher / temperature).softmax(dim=-1)
-    return F.cross_entropy(student / temperature, soft) * temperature**2
-
-
-LOGIT_LOSSES: Mapping[str, Callable[[Tensor, Tensor, float], Tensor]] = {
-    "mse": logit_mse,
-    "soft_cross_entropy": soft_cross_entropy,
-}
-
-
-def hidden_loss(
-    students: Sequence[Tensor], targets: Sequence[Tensor], variances: Sequence[float], mask: Tensor
-) -> Tensor:
-    """Mean over block edges of the masked MSE over the target's variance.
-
-    Args:
-        students: One `(batch, seq, hidden)` per edge, in the teacher's width.
-        targets: The teacher's, alike.
-        variances: Of each edge's target over the data.
-        mask: `(batch, seq)`, bool.
-    """
+def hidden_mse(output: Output, batch: Batch, scale: Scale) -> Tensor:
+    """Mean over block exits of the masked MSE over the target's variance, so that blocks are comparable."""
     losses = [
-        masked_mse(student, target, mask) / variance
-        for student, target, variance in zip(students, targets, variances, strict=True)
+        masked_mse(student, target, batch.mask) / variance
+        for student, target, variance in zip(output.hidden, batch.hidden, scale.variances, strict=True)
     ]
     return torch.stack(losses).mean()
 
 
-def reduced_rank_regression(x: Tensor, y: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The best linear map of a given rank from x to y, as a map into `rank` units and one out of them.
+def logit_mse(output: Output, batch: Batch, scale: Scale) -> Tensor:
+    """Mean squared error of logits over the temperature; mean over all entries."""
+    assert output.logits is not None and batch.logits is not None
+    return F.mse_loss(output.logits / scale.temperature, batch.logits / scale.temperature)
 
-    A cell starts from it, so that its layers only learn what no linear map gives (Izenman, "Reduced-rank
-    regression for the multivariate linear model", 1975).
+
+def soft_cross_entropy(output: Output, batch: Batch, scale: Scale) -> Tensor:
+    """Cross-entropy against the softened teacher, times temperature² (Hinton et al., arXiv 1503.02531, section 2).
+
+    Mean over rows.
+    """
+    assert output.logits is not None and batch.logits is not None
+    soft = (batch.logits / scale.temperature).softmax(dim=-1)
+    return F.cross_entropy(output.logits / scale.temperature, soft) * scale.temperature**2
+
+
+def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean loss of the rows that have a label; 0 if none has.
 
     Args:
-        x: `(rows, teacher_hidden)`.
-        y: `(rows, teacher_hidden)`.
-        rank: Units between the maps, at most teacher_hidden.
+        logits: `(batch, num_labels)`; one output for regression.
+        labels: `(batch,)`; int64 class numbers, `UNLABELLED` for none, give cross-entropy; float32 scores, not-a-number
+            for none, the mean squared error.
+    """
+    if labels.is_floating_point():
+        known = ~labels.isnan()
+        return (logits[:, 0] - labels)[known].square().sum() / known.sum().clamp(min=1)
+    total = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
+    return total / (labels != UNLABELLED).sum().clamp(min=1)
+
+
+def _label(output: Output, batch: Batch, scale: Scale) -> Tensor:
+    assert output.logits is not None and batch.labels is not None
+    return label_loss(output.logits, batch.labels)
+
+
+LOSSES: Mapping[str, Loss] = {
+    "logit_mse": Loss(compute=logit_mse, needs="logits"),
+    "soft_cross_entropy": Loss(compute=soft_cross_entropy, needs="logits", of_classes=True),
+    "label": Loss(compute=_label, needs="labels"),
+    "hidden_mse": Loss(compute=hidden_mse, needs="hidden"),
+}
+
+
+def weighted_losses(
+    weights: Mapping[str, float], output: Output, batch: Batch, scale: Scale
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum of losses, those left out whose targets the batch lacks.
+
+    Args:
+        weights: Keys of LOSSES, with the weight of each.
+        output: Of the student.
+        batch: With the targets; its hidden states are those at the exits.
+        scale: See :class:`Scale`.
 
     Returns:
-        Weight `(rank, teacher_hidden)` and bias `(rank,)` into, weight `(teacher_hidden, rank)` and bias
-        `(teacher_hidden,)` out, as `nn.Linear` holds them.
+        The sum, and every loss before its weight.
     """
-    x_mean, y_mean = x.mean(0), y.mean(0)
-    x, y = (x - x_mean).double(), (y - y_mean).double()
-    gram = x.T @ x
-    ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    full = torch.linalg.solve(gram + ridge, x.T @ y)
-    _, directions = torch.linalg.eigh(full.T @ gram @ full)  # of the fitted values
-    out = directions[:, -rank:]
-    into = (full @ out).T.to(x_mean.dtype)
-    return into, -into @ x_mean, out.to(x_mean.dtype), y_mean
+    parts = {name: LOSSES[name].compute(output, batch, scale) for name in weights if LOSSES[name].applies(batch)}
+    total = sum((weights[name] * loss for name, loss in parts.items()), start=torch.zeros((), device=batch.mask.device))
+    return total, parts

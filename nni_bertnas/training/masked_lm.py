@@ -1,29 +1,27 @@
-"""The masked language model of the augmentation: found, or fitted to the teacher's encoder on the task's own text."""
+"""A masked language model fitted to the task's own text, from the encoder that the teacher starts from."""
 
-import logging
-import time
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import AutoModelForMaskedLM
 
-from nni_bertnas.artifacts import RunDirectory, atomic_folder, fingerprint, read_result, write_result
-from nni_bertnas.config import Study
-from nni_bertnas.data.batches import data_fingerprint, load_task, load_transfer, make_loader, tokenize
-from nni_bertnas.data.sources import UNLABELLED, Rows
-from nni_bertnas.errors import ConfigError, PhaseError
-from nni_bertnas.training.teacher import load_tokenizer, resolve_model, weights_fingerprint
-from nni_bertnas.training.trainer import EpochReport, Report, adamw_linear, fit, pl
+from nni_bertnas.data.batches import Batch, make_loader
+from nni_bertnas.data.models import load_tokenizer, loading, resolve_model
+from nni_bertnas.data.rows import UNLABELLED, Rows
+from nni_bertnas.data.tokens import tokenize
+from nni_bertnas.training.optimizers import adamw_linear
+from nni_bertnas.training.trainer import EpochReport, Report, fit, pl
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _BATCH_SIZE = 32
 _LEARNING_RATE = 5e-4
-_log = logging.getLogger(__name__)
 
 
 def masked_logits(model: "PreTrainedModel", input_ids: Tensor, attention_mask: Tensor, at: Tensor) -> Tensor:
@@ -48,23 +46,6 @@ def masked_logits(model: "PreTrainedModel", input_ids: Tensor, attention_mask: T
         return model(input_ids=input_ids, attention_mask=attention_mask).logits[0]
     finally:
         handle.remove()
-
-
-def find_masked_lm(study: Study) -> str:
-    """The folder or hub name of the study's masked language model.
-
-    Raises:
-        PhaseError: None is named, and none is fitted.
-    """
-    if study.augment.masked_lm is not None:
-        return resolve_model(study.augment.masked_lm)
-    folder = RunDirectory(study).masked_lm
-    if read_result(folder) is None:
-        raise PhaseError(
-            "augment.masked_lm names no model and none is fitted; name one, or fit one to the teacher's encoder with: "
-            "bertnas augment STUDY --fit-mlm"
-        )
-    return str(folder)
 
 
 class _Fitting(pl.LightningModule):
@@ -92,23 +73,25 @@ class _Fitting(pl.LightningModule):
         inputs = torch.where(at & (kind < 0.8), self.mask_token_id, input_ids)
         return torch.where(at & (kind >= 0.9), other, inputs), at
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor | None:
-        inputs, at = self._masked(batch["input_ids"], batch["mask"], corrupt=True)
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        assert batch.input_ids is not None
+        inputs, at = self._masked(batch.input_ids, batch.mask, corrupt=True)
         if not at.any():
             return None
-        logits = masked_logits(self.model, inputs, batch["mask"].long(), at)
-        loss = F.cross_entropy(logits, batch["input_ids"][at])
+        logits = masked_logits(self.model, inputs, batch.mask.long(), at)
+        loss = F.cross_entropy(logits, batch.input_ids[at])
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=int(at.sum()))
         return loss
 
     def on_validation_epoch_start(self) -> None:
         self.generator.manual_seed(self.seed)  # the same pieces every time
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        inputs, at = self._masked(batch["input_ids"], batch["mask"], corrupt=False)
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        assert batch.input_ids is not None
+        inputs, at = self._masked(batch.input_ids, batch.mask, corrupt=False)
         if at.any():
-            logits = masked_logits(self.model, inputs, batch["mask"].long(), at)
-            self.hits.append(logits.argmax(-1) == batch["input_ids"][at])
+            logits = masked_logits(self.model, inputs, batch.mask.long(), at)
+            self.hits.append(logits.argmax(-1) == batch.input_ids[at])
 
     def on_validation_epoch_end(self) -> None:
         self.log("dev_accuracy", torch.cat(self.hits).float().mean())
@@ -119,72 +102,65 @@ class _Fitting(pl.LightningModule):
         return adamw_linear(self.model.parameters(), _LEARNING_RATE, 0.01, 0.1, self.steps)
 
 
-def ensure_masked_lm(study: Study, report: Report = lambda metrics: None) -> dict[str, Any]:
-    """Fit a masked language model to the text of train, from the encoder that the teacher starts from; kept.
+@dataclass(frozen=True, kw_only=True)
+class FittedModel:
+    """A masked language model as it was fitted.
+
+    Attributes:
+        model: In eval mode.
+        tokenizer: Its own.
+        dev_accuracy: Share of masked pieces of dev that it guesses right.
+        commonest_accuracy: That of always guessing the commonest.
+    """
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    dev_accuracy: float
+    commonest_accuracy: float
+
+
+def fit_masked_lm(
+    name: str, train: Rows, dev: Rows, *, epochs: int, max_length: int, seed: int, report: Report
+) -> FittedModel:
+    """Fit a masked language model to texts, from an encoder.
 
     Args:
-        study: Its `teacher.model` gives the encoder, its task the text (transfer rows included).
+        name: Of the encoder, as in `teacher.model`.
+        train: Single texts to learn from.
+        dev: Single texts to guess after every epoch.
+        epochs: Of training.
+        max_length: Word pieces a text is cut to.
+        seed: Of the training.
         report: Takes the metrics of every epoch.
-
-    Returns:
-        The result: share of masked pieces of dev that are guessed right, and that of always guessing the commonest.
 
     Raises:
         ConfigError: The model cannot be loaded or is of no kind that has a masked language model.
     """
-    run = RunDirectory(study)
-    source = resolve_model(study.teacher.model)
-    expected = fingerprint(
-        study.seed, data_fingerprint(study.task), study.task.transfer_rows, weights_fingerprint(source),
-        study.augment.fit_epochs,
-    )  # fmt: skip
-    with run.lock("masked_lm"):
-        result = read_result(run.masked_lm, expected)
-        if result is not None:
-            return result
-        from transformers import AutoModelForMaskedLM
+    pl.seed_everything(seed, verbose=False)
+    tokenizer = load_tokenizer(name)
+    with loading(f"teacher.model: {name}", "gives no masked language model"):
+        model = AutoModelForMaskedLM.from_pretrained(resolve_model(name), dtype=torch.float32)
+    tokens = {split: tokenize(tokenizer, rows, max_length) for split, rows in (("train", train), ("dev", dev))}
+    loaders = {
+        split: make_loader(data, _BATCH_SIZE, shuffle=split == "train", seed=seed) for split, data in tokens.items()
+    }
+    module = _Fitting(model.train(), tokenizer, len(loaders["train"]) * epochs, seed)
+    seen: list[float] = []
 
-        start = time.perf_counter()
-        pl.seed_everything(study.seed, verbose=False)
-        tokenizer = load_tokenizer(study)
-        try:
-            model = AutoModelForMaskedLM.from_pretrained(source, dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"teacher.model: {study.teacher.model} gives no masked language model: {str(error).splitlines()[0]}"
-            ) from error
-        splits = load_task(study.task).splits
-        train, dev = (_plain_texts(splits[name]) for name in ("train", "dev"))
-        train += load_transfer(study.task)
-        tokens = {
-            name: tokenize(tokenizer, rows, study.task.max_length) for name, rows in (("train", train), ("dev", dev))
-        }
-        loaders = {
-            name: make_loader(data, _BATCH_SIZE, shuffle=name == "train", seed=study.seed)
-            for name, data in tokens.items()
-        }
-        module = _Fitting(model.train(), tokenizer, len(loaders["train"]) * study.augment.fit_epochs, study.seed)
-        seen: list[float] = []
+    def keep(metrics: Any) -> None:
+        seen.append(metrics["dev_accuracy"])
+        report(metrics)
 
-        def keep(metrics: Any) -> None:
-            seen.append(metrics["dev_accuracy"])
-            report(metrics)
-
-        fit(module, loaders["train"], loaders["dev"], study.augment.fit_epochs, [EpochReport(keep)])
-        result = {
-            "fingerprint": expected,
-            "dev_accuracy": seen[-1],
-            "commonest_accuracy": _commonest(tokens["train"].tokens, tokens["dev"].tokens, tokenizer.all_special_ids),
-            "seconds": time.perf_counter() - start,
-        }
-        with atomic_folder(run.masked_lm) as folder:
-            model.eval().save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-            write_result(folder, study, result)
-    return result
+    fit(module, loaders["train"], loaders["dev"], epochs, [EpochReport(keep)])
+    return FittedModel(
+        model=model.eval(),
+        tokenizer=tokenizer,
+        dev_accuracy=seen[-1],
+        commonest_accuracy=_commonest(tokens["train"].tokens, tokens["dev"].tokens, tokenizer.all_special_ids),
+    )
 
 
-def _plain_texts(rows: Rows) -> Rows:
+def plain_texts(rows: Rows) -> Rows:
     """Every text once, pairs apart."""
     texts = list(dict.fromkeys([*rows.texts, *(rows.pairs or ())]))
     return Rows(texts, [UNLABELLED] * len(texts))

@@ -1,89 +1,21 @@
-"""From chosen cells to a trained student: chaining, the check of the chain, end-to-end distillation."""
+"""End-to-end distillation of a whole student."""
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nni_bertnas.config import Study
-from nni_bertnas.data.tasks import task_spec
-from nni_bertnas.errors import ConfigError, PhaseError
-from nni_bertnas.store.reader import FeatureStore
-from nni_bertnas.training.losses import LOGIT_LOSSES, hidden_loss
-from nni_bertnas.training.metrics import Scorer, label_loss, model_inputs
-from nni_bertnas.training.row_sparse import RowSparseAdamW, clip_gradients
-from nni_bertnas.training.teacher import task_note
-from nni_bertnas.training.trainer import adamw_linear, pl
+from nni_bertnas.config import DistillSettings, SupernetSettings
+from nni_bertnas.data.batches import Batch, model_inputs
+from nni_bertnas.data.tasks import TaskSpec
+from nni_bertnas.training.losses import Output, Scale, weighted_losses
+from nni_bertnas.training.metrics import Scorer
+from nni_bertnas.training.optimizers import RowSparseAdamW, adamw_linear, clip_gradients
+from nni_bertnas.training.trainer import pl
 from search_space.cells import Cell
-from search_space.student import StudentConfig, StudentForSequenceClassification
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-
-def new_student(
-    study: Study, teacher: "PreTrainedModel", candidates: Sequence[Mapping[str, Any]]
-) -> StudentForSequenceClassification:
-    """A student of an architecture: embeddings from the teacher, everything else fresh.
-
-    Args:
-        study: Its `student` and `task.max_length` give the shape.
-        teacher: A classifier with BERT's embeddings: BERT, RoBERTa, DistilBERT and their like.
-        candidates: The chosen one of every block, its space, depth and architecture.
-    """
-    bert = teacher.config
-    config = StudentConfig(
-        cells=[{name: one[name] for name in ("space", "depth", "architecture")} for one in candidates],
-        hidden_size=study.student.hidden_size,
-        teacher_hidden_size=bert.hidden_size,
-        embedding_size=min(study.student.embedding_size, bert.hidden_size),
-        vocab_size=bert.vocab_size,
-        max_position_embeddings=min(study.task.max_length, bert.max_position_embeddings),
-        type_vocab_size=getattr(bert, "type_vocab_size", 1),  # DistilBERT has none
-        layer_norm_eps=getattr(bert, "layer_norm_eps", 1e-12),
-        pad_token_id=bert.pad_token_id or 0,
-        dropout=study.student.dropout,
-        id2label=bert.id2label,
-        label2id=bert.label2id,
-        bertnas_task=task_note(study.task),
-    )
-    student = StudentForSequenceClassification(config)
-    try:
-        student.embeddings.copy_from(teacher.base_model.embeddings)
-    except AttributeError as error:
-        raise ConfigError(f"teacher.model: {type(teacher).__name__} has not BERT's embeddings ({error})") from error
-    return student.eval()
-
-
-@torch.inference_mode()
-def check_chain(student: StudentForSequenceClassification, cells: Sequence[Cell], batch: dict[str, Any]) -> float:
-    """Compare the chained student with the cells evaluated one after another, from the student's own embeddings.
-
-    Args:
-        student: Holds the cells, not trained since.
-        cells: In eval mode.
-        batch: `input_ids`, `token_type_ids` and `mask`, `(batch, seq)`.
-
-    Returns:
-        The greatest absolute difference of the last block's exit at unmasked positions, over its standard deviation.
-
-    Raises:
-        PhaseError: They differ.
-    """
-    hidden = student.embeddings(batch["input_ids"], batch["token_type_ids"])
-    for cell in cells:
-        hidden = cell(hidden, batch["mask"], batch["token_type_ids"].bool() & batch["mask"])
-    exits = student.eval()(**model_inputs(student, batch), output_hidden_states=True).hidden_states
-    chained = cells[-1].out(exits[-1])
-    difference = float((chained - hidden)[batch["mask"]].abs().max() / hidden[batch["mask"]].std())
-    if not difference < 1e-3:
-        raise PhaseError(
-            f"the chained student differs from its blocks by {difference:.2g} standard deviations; its cells are "
-            "damaged: make them anew with bertnas run STUDY --force cell"
-        )
-    return difference
+from search_space.student import StudentForSequenceClassification
 
 
 class StudentDistillation(pl.LightningModule):
@@ -95,44 +27,53 @@ class StudentDistillation(pl.LightningModule):
     Args:
         student: The chained student.
         cells: Whose maps out lead to the teacher's width.
-        store: Features of train, for the variances.
-        study: Its `supernet` and `distill`; its task's metrics are logged on dev as `dev_<metric>`.
+        variances: Of the teacher's hidden states at the exit of every block.
+        distill: The losses and their weights.
+        settings: Of the training.
+        spec: Of the task, whose metrics are logged on dev as `dev_<metric>`.
         steps: Optimiser steps in all.
+        freeze_embeddings: Whether they are not trained.
     """
 
     def __init__(
-        self, student: StudentForSequenceClassification, cells: Sequence[Cell], store: FeatureStore,
-        study: Study, steps: int,
-    ) -> None:  # fmt: skip
+        self,
+        student: StudentForSequenceClassification,
+        cells: Sequence[Cell],
+        variances: Sequence[float],
+        *,
+        distill: DistillSettings,
+        settings: SupernetSettings,
+        spec: TaskSpec,
+        steps: int,
+        freeze_embeddings: bool = False,
+    ) -> None:
         super().__init__()
         self.student = student
         self.edge_maps = nn.ModuleList(copy.deepcopy(cell.out) for cell in cells)
-        self.variances = [store.variance(edge) for edge in store.edges[1:]]
-        self.study = study
-        self.scorer = Scorer(task_spec(study.task))
+        self.weights = {name: weight for name, weight in distill.losses.items() if weight}
+        self.scale = Scale(variances=variances, temperature=distill.temperature)
+        self.settings = settings
+        self.scorer = Scorer(spec)
         self.steps = steps
-        student.embeddings.word.sparse = study.supernet.sparse_embeddings  # its gradient; nothing that is saved
+        self.freeze_embeddings = freeze_embeddings
+        student.embeddings.word.sparse = settings.sparse_embeddings  # its gradient; nothing that is saved
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """The weighted sum of the three losses of one batch."""
-        distill = self.study.distill
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """The weighted sum of the losses of one batch; None where it has targets for none of them."""
         output = self.student(**model_inputs(self.student, batch), output_hidden_states=True)
-        losses = {
-            "logit_loss": LOGIT_LOSSES[distill.logit_loss](output.logits, batch["logits"], distill.temperature),
-            "label_loss": label_loss(output.logits, batch["labels"]),
-        }
-        loss = distill.logit_weight * losses["logit_loss"] + distill.label_weight * losses["label_loss"]
-        if batch["hidden"]:  # augmented rows have none
-            mapped = [edge_map(x) for edge_map, x in zip(self.edge_maps, output.hidden_states, strict=True)]
-            losses["hidden_loss"] = hidden_loss(mapped, batch["hidden"], self.variances, batch["mask"])
-            loss = loss + distill.hidden_weight * losses["hidden_loss"]
-        logged = {name: value.detach() for name, value in {"train_loss": loss, **losses}.items()}
-        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(output.logits))
+        exits = output.hidden_states if batch.hidden else ()  # augmented rows have no targets for them
+        mapped = [edge_map(x) for edge_map, x in zip(self.edge_maps, exits, strict=False)]
+        made = Output(logits=output.logits, hidden=mapped)
+        loss, parts = weighted_losses(self.weights, made, batch, self.scale)
+        if not parts:
+            return None
+        logged = {"train_loss": loss.detach(), **{f"{name}_loss": value.detach() for name, value in parts.items()}}
+        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(batch))
         return loss
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collects predictions."""
-        self.scorer.add(self.student(**model_inputs(self.student, batch)).logits, batch["labels"])
+        self.scorer.add(self.student(**model_inputs(self.student, batch)).logits, batch.labels)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the task's metrics over all of dev."""
@@ -140,14 +81,14 @@ class StudentDistillation(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with a linear schedule; the embeddings have their own rate, or none."""
-        config = self.study.supernet
+        settings = self.settings
         embeddings = list(self.student.embeddings.parameters())
         own = {id(parameter) for parameter in embeddings}
         groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if id(p) not in own]}]
-        if not self.study.student.freeze_embeddings:
-            groups.append({"params": embeddings, "lr": config.embedding_learning_rate})
-        shape = config.learning_rate, config.weight_decay, config.warmup, self.steps
-        return adamw_linear(groups, *shape, RowSparseAdamW if config.sparse_embeddings else torch.optim.AdamW)
+        if not self.freeze_embeddings:
+            groups.append({"params": embeddings, "lr": settings.embedding_learning_rate})
+        shape = settings.learning_rate, settings.weight_decay, settings.warmup, self.steps
+        return adamw_linear(groups, *shape, RowSparseAdamW if settings.sparse_embeddings else torch.optim.AdamW)
 
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, **_: Any) -> None:
         """Called by Lightning, whose own clipping takes no sparse gradients."""

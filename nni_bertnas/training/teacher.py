@@ -1,86 +1,28 @@
-"""The teacher: found, fine-tuned once, loaded for its targets."""
+"""The teacher: a pretrained classifier, fine-tuned where it does not know the task yet."""
 
-import logging
-import time
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from nni_bertnas.artifacts import (
-    RunDirectory,
-    atomic_folder,
-    file_fingerprint,
-    fingerprint,
-    read_result,
-    write_result,
-)
-from nni_bertnas.config import Study, TaskConfig, TeacherConfig, resolve_boundaries, study_to_dict
-from nni_bertnas.data.batches import data_fingerprint, load_task, make_loader, tokenize
-from nni_bertnas.data.sources import package_folder, plain_label
-from nni_bertnas.data.tasks import TaskSpec, task_spec
-from nni_bertnas.errors import ConfigError, PhaseError
-from nni_bertnas.training.metrics import Scorer, evaluate_classifier, label_loss, model_inputs
-from nni_bertnas.training.trainer import EpochReport, KeepBest, Report, adamw_linear, fit, pl
+from nni_bertnas.config import TaskSettings, TeacherSettings, resolve_boundaries
+from nni_bertnas.data.batches import Batch, make_loader, model_inputs
+from nni_bertnas.data.models import load_tokenizer, loading, resolve_model
+from nni_bertnas.data.rows import plain_label
+from nni_bertnas.data.task_data import TaskData
+from nni_bertnas.data.tasks import TaskSpec, task_note, task_spec
+from nni_bertnas.data.tokens import tokenize
+from nni_bertnas.errors import ConfigError
+from nni_bertnas.training.losses import label_loss
+from nni_bertnas.training.metrics import Scorer, evaluate_classifier
+from nni_bertnas.training.optimizers import adamw_linear
+from nni_bertnas.training.trainer import EpochReport, KeepBest, Report, fit, pl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_log = logging.getLogger(__name__)
-
-
-def resolve_model(name: str) -> str:
-    """A folder or hub name that `from_pretrained` takes.
-
-    Args:
-        name: A path, a hub name, or `package:NAME` for the folder with a config.json inside an installed package.
-
-    Raises:
-        ConfigError: The package is not installed or holds no model.
-    """
-    if not name.startswith("package:"):
-        return name
-    root = package_folder(name.removeprefix("package:"))
-    found = sorted(root.rglob("config.json"), key=lambda path: len(path.parts))
-    if not found:
-        raise ConfigError(f"teacher.model: package {root.name} holds no config.json")
-    return str(found[0].parent)
-
-
-def load_tokenizer(study: Study) -> "PreTrainedTokenizerBase":
-    """The tokenizer that the study's teacher starts from.
-
-    Raises:
-        ConfigError: It cannot be loaded.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(resolve_model(study.teacher.model))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"teacher.model: the tokenizer of {study.teacher.model} cannot be loaded: {str(error).splitlines()[0]}"
-        ) from error
-
-
-def weights_fingerprint(model: str) -> str:
-    """A hash of the weights in a model's folder; the name itself of a model on the hub."""
-    folder = Path(model)
-    if not folder.is_dir():
-        return model
-    return fingerprint(sorted(file_fingerprint(file) for file in folder.glob("*.safetensors")))
-
-
-def teacher_fingerprint(study: Study) -> str:
-    """A hash of all that the teacher depends on: data, source weights, settings (not where it is cut)."""
-    settings = study_to_dict(study)["teacher"]
-    del settings["num_blocks"], settings["boundaries"]
-    return fingerprint(
-        study.seed, data_fingerprint(study.task), weights_fingerprint(resolve_model(study.teacher.model)), settings
-    )
 
 
 def label_map(
@@ -143,71 +85,69 @@ def reorder_outputs(model: "PreTrainedModel", order: Sequence[int]) -> None:
 
 
 class _FineTuning(pl.LightningModule):
-    def __init__(self, model: "PreTrainedModel", config: TeacherConfig, spec: TaskSpec, steps: int) -> None:
+    def __init__(self, model: "PreTrainedModel", settings: TeacherSettings, spec: TaskSpec, steps: int) -> None:
         super().__init__()
         self.model = model
-        self.config = config
+        self.settings = settings
         self.scorer = Scorer(spec)
         self.steps = steps
 
-    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        loss = label_loss(self.model(**model_inputs(self.model, batch)).logits, batch["labels"])
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["labels"]))
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        assert batch.labels is not None
+        loss = label_loss(self.model(**model_inputs(self.model, batch)).logits, batch.labels)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch))
         return loss
 
-    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
-        self.scorer.add(self.model(**model_inputs(self.model, batch)).logits, batch["labels"])
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.scorer.add(self.model(**model_inputs(self.model, batch)).logits, batch.labels)
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict({f"dev_{name}": value for name, value in self.scorer.scores().items()})
 
     def configure_optimizers(self) -> Any:
-        config = self.config
+        settings = self.settings
         return adamw_linear(
-            self.model.parameters(), config.learning_rate, config.weight_decay, config.warmup, self.steps
+            self.model.parameters(), settings.learning_rate, settings.weight_decay, settings.warmup, self.steps
         )
 
 
-def find_teacher(study: Study) -> dict[str, Any] | None:
-    """The result of the study's teacher, if it is there and still fits."""
-    return read_result(RunDirectory(study).teacher, teacher_fingerprint(study))
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """A teacher as it was made.
+
+    Attributes:
+        model: In eval mode.
+        tokenizer: Its own.
+        fine_tuned: Whether it had to learn the task.
+        scores: The task's metrics by split.
+    """
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    fine_tuned: bool
+    scores: dict[str, dict[str, float]]
 
 
-def ensure_teacher(study: Study, report: Report = lambda metrics: None) -> dict[str, Any]:
-    """Make the study's teacher unless it is there: fine-tuned where it needs it, saved with its tokenizer.
+def make_teacher(settings: TeacherSettings, task: TaskSettings, data: TaskData, seed: int, report: Report) -> Teacher:
+    """Load a model and fine-tune it, unless it is a classifier of the task already.
 
     Args:
-        study: The study.
+        settings: Which model, and how it is trained.
+        task: What it has to learn.
+        data: The task's rows.
+        seed: Of the training.
         report: Takes the metrics of every epoch.
-
-    Returns:
-        The teacher's result: fingerprint, dev score, seconds, whether it was fine-tuned.
 
     Raises:
         ConfigError: The model cannot be loaded or does not fit the task.
     """
-    run = RunDirectory(study)
-    with run.lock("teacher"):
-        result = find_teacher(study)
-        if result is None:
-            _log.info("making the teacher from %s", study.teacher.model)
-            result = _make_teacher(study, run.teacher, teacher_fingerprint(study), report)
-    return result
-
-
-def _make_teacher(study: Study, target: Path, expected: str, report: Report) -> dict[str, Any]:
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    start = time.perf_counter()
-    spec = task_spec(study.task)
-    source = resolve_model(study.teacher.model)
-    data = load_task(study.task)
-    pl.seed_everything(study.seed, verbose=False)
-    tokenizer = load_tokenizer(study)
-    try:
+    spec, source = task_spec(task), resolve_model(settings.model)
+    pl.seed_everything(seed, verbose=False)
+    tokenizer = load_tokenizer(settings.model)
+    with loading(f"teacher.model: {settings.model}"):
         config = AutoConfig.from_pretrained(source)
-        order = label_map(config, data.label_names, study.teacher.fine_tune, study.teacher.labels)
-        resolve_boundaries(study.teacher, config.num_hidden_layers)
+        order = label_map(config, data.label_names, settings.fine_tune, settings.labels)
+        resolve_boundaries(settings, config.num_hidden_layers)
         names = dict(enumerate(data.label_names or ("score",)))
         model = AutoModelForSequenceClassification.from_pretrained(
             source,
@@ -217,33 +157,23 @@ def _make_teacher(study: Study, target: Path, expected: str, report: Report) -> 
             ignore_mismatched_sizes=order is None,  # another task's head is not wanted
             dtype=torch.float32,
         )
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"teacher.model: {study.teacher.model} cannot be loaded: {str(error).splitlines()[0]}"
-        ) from error
-    loaders = {split: _loader(tokenizer, rows, study, shuffle=split == "train") for split, rows in data.splits.items()}
+    loaders = {
+        split: make_loader(
+            tokenize(tokenizer, rows, task.max_length), settings.batch_size, shuffle=split == "train", seed=seed
+        )
+        for split, rows in data.splits.items()
+    }
     if order is None:
         _new_head(model)
-        train = loaders["train"]
-        module = _FineTuning(model.train(), study.teacher, spec, len(train) * study.teacher.epochs)
+        module = _FineTuning(model.train(), settings, spec, len(loaders["train"]) * settings.epochs)
         best = KeepBest(f"dev_{spec.metric}", model)
-        fit(module, train, loaders["dev"], study.teacher.epochs, [best, EpochReport(report)])
+        fit(module, loaders["train"], loaders["dev"], settings.epochs, [best, EpochReport(report)])
     else:
         reorder_outputs(model, order)
-    model.config.bertnas_task = task_note(study.task)
+    model.config.bertnas_task = task_note(task)
     model.eval()
-    result = {
-        "fingerprint": expected,
-        "fine_tuned": order is None,
-        "num_layers": config.num_hidden_layers,
-        **{split: evaluate_classifier(model, loaders[split], spec) for split in ("dev", *data.final_splits)},
-        "seconds": time.perf_counter() - start,
-    }
-    with atomic_folder(target) as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        write_result(folder, study, result)
-    return result
+    scores = {split: evaluate_classifier(model, loaders[split], spec) for split in ("dev", *data.final_splits)}
+    return Teacher(model=model, tokenizer=tokenizer, fine_tuned=order is None, scores=scores)
 
 
 def _new_head(model: "PreTrainedModel") -> None:
@@ -252,40 +182,3 @@ def _new_head(model: "PreTrainedModel") -> None:
         if isinstance(module, nn.Linear) and not name.startswith(model.base_model_prefix):
             module.weight.data.normal_(std=model.config.initializer_range)
             module.bias.data.zero_()
-
-
-def task_note(task: TaskConfig) -> dict[str, Any]:
-    """What a saved model's configuration says of its task, for `bertnas predict`."""
-    return {"name": task.name, "texts": list(task_spec(task).texts), "max_length": task.max_length}
-
-
-def _loader(tokenizer: "PreTrainedTokenizerBase", rows: Any, study: Study, *, shuffle: bool) -> DataLoader[Any]:
-    data = tokenize(tokenizer, rows, study.task.max_length)
-    return make_loader(data, study.teacher.batch_size, shuffle=shuffle, seed=study.seed)
-
-
-def read_teacher(study: Study) -> dict[str, Any]:
-    """The result of the saved teacher, whatever its settings.
-
-    Raises:
-        PhaseError: There is none.
-    """
-    folder = RunDirectory(study).teacher
-    result = read_result(folder)
-    if result is None:
-        raise PhaseError(f"{folder} holds no teacher; make it with: bertnas teacher STUDY")
-    return result
-
-
-def load_teacher(study: Study) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """The saved teacher in eval mode without gradients, and its tokenizer.
-
-    Raises:
-        PhaseError: There is none.
-    """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    read_teacher(study)
-    folder = RunDirectory(study).teacher
-    model = AutoModelForSequenceClassification.from_pretrained(folder)
-    return model.eval().requires_grad_(False), AutoTokenizer.from_pretrained(folder)

@@ -14,9 +14,9 @@ import pytest
 import torch
 import yaml
 
-from nni_bertnas.artifacts import RunDirectory
-from nni_bertnas.config import load_study
 from nni_bertnas.launch.experiments import free_port
+from nni_bertnas.stages.run import Run
+from nni_bertnas.study_files import load_study
 from search_space.operations import OPERATIONS
 from search_space.student import StudentForSequenceClassification
 
@@ -36,7 +36,7 @@ class Project:
         fields = yaml.safe_load(self.study_path.read_text())
         fields["task"] |= {"max_train_rows": rows, "transfer_rows": 64}
         fields["teacher"] |= {"epochs": 1}
-        fields["cell"] |= {"strategy": "darts", "epochs": 2, "candidates": 2}
+        fields["cell"] |= {"strategy": "darts", "options": {}, "epochs": 2, "candidates": 2}
         fields["block"] = {"epochs": 1, "candidates": 2}
         fields["supernet"] = {"epochs": 2, "budget": {"max_params": 6_000_000}}
         self.study_path.write_text(yaml.safe_dump(fields))
@@ -109,8 +109,8 @@ def test_the_three_experiments_end_in_a_student_that_loads(tmp_path: Path) -> No
     (final,) = check(jobs, metrics, 1)
     assert final["default"] > 0.5 and final["speedup"] > 1
 
-    run = RunDirectory(load_study(project.study_path))
-    folder = project.root / run.supernet(0) / "student"
+    run = Run(load_study(project.study_path))
+    folder = project.root / run.folder("supernet", {"seed": 0}) / "student"
     student = StudentForSequenceClassification.from_pretrained(folder).eval()
     assert student(torch.tensor([[101, 2307, 3185, 102]])).logits.isfinite().all()
     assert sum(parameter.numel() for parameter in student.parameters()) == final["num_params"]
@@ -136,8 +136,9 @@ def test_every_trial_is_one_architecture_and_the_best_are_ranked(tmp_path: Path)
         (parameters,) = job["hyperParameters"]
         tried[tuple(json.loads(parameters)["parameters"].values())] = final["default"]
     assert len(tried) == 3 and all(set(names) <= set(OPERATIONS) and len(names) == 2 for names in tried)
-    run = RunDirectory(load_study(project.study_path))
-    ranking = json.loads((project.root / run.cell(0, 2) / "result.json").read_text())["candidates"]
+    run = Run(load_study(project.study_path))
+    folder = project.root / run.folder("cell", {"block": 0, "depth": 2})
+    ranking = json.loads((folder / "result.json").read_text())["candidates"]
     ranked = {tuple(one["architecture"].values()): one["score"] for one in ranking}
     assert list(ranked.values()) == sorted(tried.values())[:2]
     assert all(tried[names] == score for names, score in ranked.items())

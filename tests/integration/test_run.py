@@ -8,11 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import tiny_study
+from tiny import tiny_run
 from wandb_log import read_offline_runs
 
-from nni_bertnas.artifacts import RunDirectory
-from nni_bertnas.config import study_to_yaml
+from nni_bertnas.config import to_yaml
 
 pytestmark = pytest.mark.integration
 
@@ -41,40 +40,44 @@ def check_tracking(root: Path) -> None:
     """Every unit of work is one W&B run in the study's group, with its losses, rates, metrics and parameter counts."""
     runs = {run["name"]: (run, history) for run, history in read_offline_runs(root)}
     assert set(runs) == {
-        "teacher-sst2", "cell-block0_depth1", "cell-block1_depth1", "block-block0", "block-block1", "supernet-seed0",
+        "teacher-sst2", "features-sst2",
+        "cell-block0_depth1", "cell-block1_depth1", "block-block0", "block-block1", "supernet-seed0",
     }  # fmt: skip
     for name, (run, history) in runs.items():
         assert run["group"] == "tiny" and run["job_type"] == name.split("-")[0]
         epochs = [row for row in history if "train_loss" in row]
-        assert epochs and all("learning_rate" in row for row in epochs)
-        if run["job_type"] != "teacher":
+        assert all("learning_rate" in row for row in epochs)
+        assert bool(epochs) == (run["job_type"] != "features")
+        if run["job_type"] in ("teacher", "features"):
+            assert history[-1]["final/seconds"] >= 0
+        else:
             assert history[-1]["final/num_params"] > 0 and "final/default" in history[-1]
     assert any("probability/layer_0/attention_4" in row for row in runs["cell-block0_depth1"][1])
     assert all("dev_accuracy" in row for row in runs["supernet-seed0"][1] if "train_loss" in row)
 
 
 def test_run_reuse_force_and_interrupt(tmp_path: Path) -> None:
-    study = tiny_study(tmp_path, tracking={"wandb": "offline"})
-    (tmp_path / "study.yml").write_text(study_to_yaml(study))
+    run = tiny_run(tmp_path, tracking={"wandb": "offline"})
+    (tmp_path / "study.yml").write_text(to_yaml(run.study))
     first = start(tmp_path)
     text, _ = first.communicate(timeout=400)
     assert first.returncode == 0, text
     for part in (
         "web UI at http://127.0.0.1:",
-        "block 0 depth 1: default",
+        "cell block0_depth1: score ",
         "glue_dev accuracy",
         "wall time: teacher",
         "student:",
     ):
         assert part in text, text
     assert not nni_processes(tmp_path)
-    check_tracking(RunDirectory(study).root)
-    results = RunDirectory(study).supernet(0) / "result.json"
+    check_tracking(run.root)
+    results = run.folder("supernet", {"seed": 0}) / "result.json"
     made = results.stat().st_mtime_ns
 
     second = start(tmp_path)
     text, _ = second.communicate(timeout=100)
-    assert second.returncode == 0 and text.count("(reused)") == 5, text
+    assert second.returncode == 0 and text.count("(reused)") == 7, text
     assert results.stat().st_mtime_ns == made
 
     third = start(tmp_path, "--force", "block")
@@ -82,7 +85,10 @@ def test_run_reuse_force_and_interrupt(tmp_path: Path) -> None:
     for line in third.stdout:
         if line.startswith("block: 2 trial(s)"):
             break
-    time.sleep(6)  # trials are starting or under way
+    deadline = time.monotonic() + 60
+    while not any("trials.block" in line for line in nni_processes(tmp_path)):  # until a trial is under way
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
     os.killpg(third.pid, signal.SIGINT)  # as a terminal does
     text, _ = third.communicate(timeout=60)
     assert third.returncode == 130 and "interrupted" in text, text
@@ -90,4 +96,4 @@ def test_run_reuse_force_and_interrupt(tmp_path: Path) -> None:
     while (left := nni_processes(tmp_path)) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert not left
-    assert not results.exists() and not list((RunDirectory(study).root).glob("*/.*.*/"))
+    assert not results.exists() and not list(run.root.glob("*/.*.*/"))

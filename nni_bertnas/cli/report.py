@@ -1,0 +1,13 @@
+"""`bertnas report`: the closing table, once more."""
+
+from argparse import Namespace
+
+from nni_bertnas.cli.show import open_console
+from nni_bertnas.report.results import show
+from nni_bertnas.stages.run import Run
+from nni_bertnas.study_files import load_study
+
+
+def run(arguments: Namespace) -> None:
+    """Print teacher against student."""
+    show(Run(load_study(arguments.study)), open_console())

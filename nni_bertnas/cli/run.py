@@ -1,0 +1,26 @@
+"""`bertnas run`: all of a study, in order; what is finished is reused."""
+
+from argparse import Namespace
+
+from nni_bertnas.cli.show import open_console
+from nni_bertnas.cli.stage import make
+from nni_bertnas.report.results import show
+from nni_bertnas.search.strategies import check_search
+from nni_bertnas.stages import STAGES, load
+from nni_bertnas.stages.run import Run
+from nni_bertnas.study_files import load_study
+
+
+def run(arguments: Namespace) -> None:
+    """Make every stage that the study asks for, then print the closing table."""
+    study = load_study(arguments.study)
+    check_search(study.cell, study.student.hidden_size)
+    opened, console = Run(study), open_console()
+    if arguments.force:
+        opened.discard_from(arguments.force)
+    console.print(f"study {study.name} ({arguments.study}), everything goes to {opened.root}", highlight=False)
+    for name in STAGES:
+        stage = load(name)
+        if stage.units(opened):
+            make(opened, stage, arguments.study, console)
+    show(opened, console)

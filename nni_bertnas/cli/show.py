@@ -1,0 +1,10 @@
+"""What the commands print with."""
+
+import sys
+
+from rich.console import Console
+
+
+def open_console() -> Console:
+    """The terminal, or a file of lines of 120 characters."""
+    return Console(width=None if sys.stdout.isatty() else 120)

@@ -1,0 +1,90 @@
+"""What predictions are worth. One row of METRICS each."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Numbers = Sequence[float] | np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One metric.
+
+    Attributes:
+        compute: Takes labels and predictions `(num_rows,)`.
+        of_scores: Whether both are scores; otherwise they are class numbers.
+        two_labels: Whether it is defined for two labels alone.
+    """
+
+    compute: Callable[[Numbers, Numbers], float]
+    of_scores: bool = False
+    two_labels: bool = False
+
+
+def _sklearn(name: str, labels: Numbers, predictions: Numbers, **options: Any) -> float:
+    from sklearn import metrics  # takes a second to load, and most processes score nothing
+
+    return float(getattr(metrics, name)(labels, predictions, **options))
+
+
+def _scipy(name: str, labels: Numbers, predictions: Numbers) -> float:
+    from scipy import stats  # likewise
+
+    if np.ptp(labels) == 0 or np.ptp(predictions) == 0:  # undefined; a model that learnt nothing is worth 0
+        return 0.0
+    return float(getattr(stats, name)(labels, predictions)[0])
+
+
+def accuracy(labels: Numbers, predictions: Numbers) -> float:
+    """Share of right predictions, 0 to 1."""
+    return _sklearn("accuracy_score", labels, predictions)
+
+
+def f1(labels: Numbers, predictions: Numbers) -> float:
+    """F1 of class 1, 0 to 1; 0 where it is neither there nor predicted."""
+    return _sklearn("f1_score", labels, predictions, zero_division=0)
+
+
+def f1_macro(labels: Numbers, predictions: Numbers) -> float:
+    """Unweighted mean of every class's F1, 0 to 1."""
+    return _sklearn("f1_score", labels, predictions, average="macro", zero_division=0)
+
+
+def accuracy_f1(labels: Numbers, predictions: Numbers) -> float:
+    """Mean of accuracy and F1, as the GLUE benchmark averages MRPC and QQP (arXiv 1804.07461)."""
+    return (accuracy(labels, predictions) + f1(labels, predictions)) / 2
+
+
+def matthews(labels: Numbers, predictions: Numbers) -> float:
+    """Matthews correlation, -1 to 1; 0 for a constant prediction."""
+    return _sklearn("matthews_corrcoef", labels, predictions)
+
+
+def pearson(labels: Numbers, predictions: Numbers) -> float:
+    """Pearson correlation, -1 to 1; 0 for a constant prediction."""
+    return _scipy("pearsonr", labels, predictions)
+
+
+def spearman(labels: Numbers, predictions: Numbers) -> float:
+    """Spearman rank correlation, -1 to 1; 0 for a constant prediction."""
+    return _scipy("spearmanr", labels, predictions)
+
+
+def pearson_spearman(labels: Numbers, predictions: Numbers) -> float:
+    """Mean of Pearson and Spearman, as the GLUE benchmark averages STS-B (arXiv 1804.07461)."""
+    return (pearson(labels, predictions) + spearman(labels, predictions)) / 2
+
+
+METRICS: Mapping[str, Metric] = {
+    "accuracy": Metric(compute=accuracy),
+    "f1": Metric(compute=f1, two_labels=True),
+    "f1_macro": Metric(compute=f1_macro),
+    "accuracy_f1": Metric(compute=accuracy_f1, two_labels=True),
+    "matthews": Metric(compute=matthews),
+    "pearson": Metric(compute=pearson, of_scores=True),
+    "spearman": Metric(compute=spearman, of_scores=True),
+    "pearson_spearman": Metric(compute=pearson_spearman, of_scores=True),
+}

@@ -1,0 +1,51 @@
+"""What the sources that the library `datasets` reads have in common."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from nni_bertnas.config import TaskSettings
+from nni_bertnas.data.readers import Record
+from nni_bertnas.data.sources.source import Table
+from nni_bertnas.data.tasks import TaskSpec
+from nni_bertnas.errors import ConfigError
+
+
+def read_table(load: Callable[[Any], Any], origin: str, task: TaskSettings, spec: TaskSpec) -> Table:
+    """The rows of a data set.
+
+    Args:
+        load: Takes the library, gives the data set.
+        origin: Its folder or name, for messages.
+        task: What is wanted of it.
+        spec: Its columns and splits.
+
+    Raises:
+        ConfigError: It cannot be loaded, or lacks a split.
+    """
+    import datasets  # takes a second to load, and few studies need it
+
+    try:
+        everything = load(datasets)
+    except (OSError, ValueError, ConnectionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"task.source: {origin} ({task.name}) cannot be loaded: {reason}") from error
+    if isinstance(everything, datasets.Dataset):
+        everything = datasets.DatasetDict(train=everything)
+    chosen = {ours: theirs for ours, theirs in spec.hub_splits.items() if theirs in everything}
+    if "dev" in everything and "dev" in spec.hub_splits:
+        chosen["dev"] = "dev"
+    needed = ["train"] if task.custom is not None else list(spec.hub_splits)
+    if missing := [spec.hub_splits[name] for name in needed if name not in chosen]:
+        raise ConfigError(f"task.data_dir: {origin} has no split {', '.join(missing)}; it has {list(everything)}")
+    feature = next(iter(everything.values())).features.get(spec.label)
+    own_names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
+
+    def records(split: str) -> Iterator[Record]:
+        for number, values in enumerate(everything[split]):
+            label = values.get(spec.label)
+            if own_names and isinstance(label, int) and 0 <= label < len(own_names):
+                values = {**values, spec.label: own_names[label]}
+            yield Record(f"{origin}, {split}, row {number}", values)
+
+    splits = {ours: records(theirs) for ours, theirs in chosen.items()}
+    return Table(splits=splits, texts=spec.texts, label=spec.label, label_names=spec.label_names or own_names)

@@ -1,0 +1,127 @@
+"""A task's rows, read from its source and split."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nni_bertnas.artifacts import fingerprint
+from nni_bertnas.config import TaskSettings, to_dict
+from nni_bertnas.data.metrics import METRICS
+from nni_bertnas.data.rows import UNLABELLED, Rows, class_numbers, clean_rows, label_order, plain_label, score_numbers
+from nni_bertnas.data.sources import SOURCES
+from nni_bertnas.data.sources.source import Source
+from nni_bertnas.data.splits import SPLIT_SEED, split
+from nni_bertnas.data.tasks import TaskSpec, task_spec
+from nni_bertnas.errors import ConfigError, lookup
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's rows, ready to be learnt from.
+
+    Attributes:
+        label_names: In the order of their numbers; empty for regression.
+        splits: train, dev, and one or more that are read only at the end.
+    """
+
+    label_names: tuple[str, ...]
+    splits: dict[str, Rows]
+
+    @property
+    def final_splits(self) -> list[str]:
+        """The splits that no training and no choice looks at."""
+        return [name for name in self.splits if name not in ("train", "dev")]
+
+
+def _source(task: TaskSettings) -> Source:
+    return lookup(SOURCES, task.source, "task.source")
+
+
+def data_fingerprint(task: TaskSettings) -> str:
+    """A hash of the task's settings and the content of its files."""
+    settings = to_dict(task)
+    for name in ("data_dir", "transfer_rows"):  # the place does not matter, nor what only the student sees
+        del settings[name]
+    if task.custom is not None:
+        for name in ("train", "dev", "test"):
+            del settings["custom"][name]
+    return fingerprint(settings, SPLIT_SEED, _source(task).fingerprint(task, task_spec(task)))
+
+
+def load_transfer(task: TaskSettings) -> Rows:
+    """Unlabelled text of the task's domain, labelled by the teacher alone: what a student can learn from beside train.
+
+    A fixed choice of what the source has: fewer rows are a part of more.
+
+    Raises:
+        ConfigError: The source has none, or fewer.
+    """
+    if not task.transfer_rows:
+        return Rows([], [])
+    find = _source(task).transfer
+    sentences = find() if find is not None else []
+    if task.transfer_rows > len(sentences):
+        raise ConfigError(f"task.transfer_rows must be at most {len(sentences)}, the sentences there are")
+    everything = Rows(sentences, [UNLABELLED] * len(sentences))
+    return everything.take(np.random.default_rng(SPLIT_SEED).permutation(len(sentences))[: task.transfer_rows])
+
+
+def load_task(task: TaskSettings) -> TaskData:
+    """Read a task and split it, the same way every time, stratified by label.
+
+    Its row of TASKS says how: rotten_tomatoes 6 : 1 : 1 into train, dev, test. GLUE: its labelled dev files keep their
+    name, `glue_dev`, and are not looked at before the end, as its test files have no labels; our dev is as many rows,
+    at most about a tenth, held out of its train file. Own data: what is not given as a file, of dev and test, is a
+    tenth of train each.
+
+    Raises:
+        ConfigError: With the file and line of the first bad row.
+    """
+    spec = task_spec(task)
+    if "train" not in spec.hub_splits:
+        raise ConfigError(f"task.name: {task.name} has no training rows; train on mnli, and use bertnas predict")
+    names, found = read_splits(task)
+    found = spec.hold_out(found, names)
+    train, dev = found.pop("train"), found.pop("dev")
+    if task.max_train_rows is not None and task.max_train_rows < len(train):
+        _, train = split(train, names, task.max_train_rows / len(train))
+    return TaskData(names, {"train": train, "dev": dev, **found})
+
+
+def read_splits(task: TaskSettings) -> tuple[tuple[str, ...], dict[str, Rows]]:
+    """All labelled rows of a task as they are distributed.
+
+    Returns:
+        Label names in the order of their numbers (empty for regression), and the rows by split.
+
+    Raises:
+        ConfigError: With file and line of the first bad row.
+    """
+    spec = task_spec(task)
+    table = _source(task).read(task, spec)
+    names = table.label_names
+    found: dict[str, Rows] = {}
+    for name, records in table.splits.items():
+        rows, values = clean_rows(records, table.texts, table.label, skip=task.bad_rows == "skip")
+        if not len(rows):
+            raise ConfigError(f"task: the split {name} has no rows")
+        if spec.regression:
+            labels = score_numbers(values, spec.label)
+        else:
+            names = names or label_order(text for _, text in values)
+            _check_names(names, spec)
+            labels = class_numbers(values, names, name, own=task.custom is not None)
+        found[name] = Rows(rows.texts, labels, rows.pairs)
+    return names, found
+
+
+def _check_names(names: Sequence[str], spec: TaskSpec) -> None:
+    if len(names) < 2:
+        raise ConfigError(f"task: train has one label, {', '.join(names)}; a classifier needs two or more")
+    if len({plain_label(name) for name in names}) < len(names):
+        raise ConfigError(
+            f"task: of the labels {', '.join(names)} two differ in case, spaces or hyphens alone; join them"
+        )
+    if len(names) > 2 and METRICS[spec.metric].two_labels:
+        raise ConfigError(f"task.custom.metric: {spec.metric} is for two labels, there are {len(names)}; take f1_macro")

@@ -1,0 +1,43 @@
+"""The machine: its cores and memory, its accelerator, the precision that is fast on it."""
+
+import os
+
+import torch
+
+
+def num_cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """Of the whole machine; a number beyond any where the system does not tell."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 62
+
+
+def set_threads(concurrency: int, threads: int | None) -> None:
+    """Give this process its share of the cores, so that concurrent trials do not fight over them."""
+    torch.set_num_threads(threads or max(1, num_cores() // concurrency))
+
+
+def best_device() -> torch.device:
+    """The accelerator of this machine, or its CPU."""
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def mixed_precision(precision: str, wide: bool = False) -> str:
+    """Lightning's name of a study's `student.precision` on this machine.
+
+    `auto` is mixed precision with bfloat16 on CUDA devices that have it, and, for wide steps, on CPUs with units for
+    products of matrices (AMX). Elsewhere it was measured to gain nothing (docs, "What a search and its steps cost").
+
+    Args:
+        precision: The study's.
+        wide: Whether a step has enough to do to pay for the conversions: several cells at a batch of dozens of rows.
+    """
+    device = best_device()
+    if precision == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        fast |= wide and device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+        precision = "bfloat16" if fast else "float32"
+    return {"float32": "32-true", "bfloat16": "bf16-mixed"}[precision]

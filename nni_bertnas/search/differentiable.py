@@ -1,0 +1,104 @@
+"""Strategies that move the architecture by its gradient."""
+
+import heapq
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from nni.nas.nn.pytorch import InputChoice
+from nni.nas.strategy import DARTS, GumbelDARTS, Proxyless
+
+from nni_bertnas.errors import ConfigError
+from nni_bertnas.search.one_shot import best_paths, inherited_score, train_on
+from nni_bertnas.search.search import Found, Search
+from nni_bertnas.search.strategies import DifferentiableOptions, GumbelOptions
+from nni_bertnas.search.watch import ArchitectureWatch, EfficiencyPenalty, OperationDropout, probabilities
+from search_space.cells import Architecture, Choice
+from search_space.listing import Space
+from search_space.spaces import EveryInput
+
+_LIKELY = 5000  # most probable architectures among which affordable ones are looked for
+
+
+def darts(search: Search) -> Found:
+    """First-order DARTS (Liu et al., arXiv 1806.09055)."""
+    return _search(search, DARTS)
+
+
+def gumbel_darts(search: Search) -> Found:
+    """DARTS with Gumbel-softmax samples (SNAS, arXiv 1812.09926), the temperature falling linearly by epoch."""
+    assert isinstance(search.options, GumbelOptions)
+    first, last = search.options.temperature
+    return _search(search, GumbelDARTS, temperature=(float(first), float(last)))
+
+
+def proxyless(search: Search) -> Found:
+    """ProxylessNAS (Cai et al., arXiv 1812.00332): one sampled path a step."""
+    return _search(search, Proxyless)
+
+
+def _search(search: Search, strategy_class: Any, **more: Any) -> Found:
+    options = search.options
+    assert isinstance(options, DifferentiableOptions)
+    callbacks: list[Any] = [ArchitectureWatch(options.stable_epochs, options.warmup_epochs)]
+    if options.operation_dropout:
+        callbacks.append(OperationDropout(options.operation_dropout))
+    penalty = None
+    if search.costs is not None and options.cost_weight:
+        penalty = EfficiencyPenalty(search.costs.of_operations, options.cost_weight)
+    space = search.supernet()
+    strategy = strategy_class(
+        arc_learning_rate=options.architecture_learning_rate,
+        gradient_clip_val=search.trainer.settings.gradient_clip,
+        warmup_epochs=options.warmup_epochs,
+        mutation_hooks=[_sum_all_edges],
+        **more,
+    )
+    evaluator = search.evaluator(architecture_share=options.architecture_share, callbacks=callbacks, penalty=penalty)
+    search.run(space, evaluator, strategy, "raw")
+    if options.ranking == "weights":
+        return best_paths(search, strategy.supernet)
+    likely = _affordable(search, probabilities(strategy.supernet))
+    chosen = [(architecture, inherited_score(search, strategy.supernet, architecture)) for architecture in likely]
+    return train_on(search, strategy.supernet, chosen)
+
+
+def _affordable(search: Search, distribution: Mapping[str, Mapping[str, float]]) -> list[Architecture]:
+    """The most probable architectures that are cheap enough, as many as are kept."""
+    count = _LIKELY if search.limited else search.candidates
+    likely = most_probable(search.space, distribution, count)
+    found = [architecture for architecture in likely if search.affordable(architecture)][: search.candidates]
+    if not found:
+        assert search.costs is not None and search.costs.most is not None
+        raise ConfigError(
+            f"cell.max_cost {search.costs.most:g} is under the cost of all {count:,} most probable architectures; "
+            "raise it, set cell.options.cost_weight, or set cell.options.ranking to weights"
+        )
+    return found
+
+
+def _sum_all_edges(module: Any, name: str, memo: Any, options: Any) -> Any:
+    """NNI mutation hook: in a differentiable supernet a node sums all its edges (DARTS, section 2.1); which are kept
+    is derived from the operations' probabilities."""
+    if type(module) is InputChoice and module.n_chosen > 1:
+        return EveryInput(module.n_candidates, module.n_chosen), True
+    return None
+
+
+def most_probable(space: Space, probabilities: Mapping[str, Mapping[str, float]], count: int) -> list[Architecture]:
+    """The `count` architectures of the highest probability, best first, as the space derives them."""
+    derived, choices = space.derive(probabilities), space.choices
+
+    def read(label: str, name: str) -> Choice:
+        return name if isinstance(choices[label][0], str) else [int(number) for number in name.split("+")]
+
+    first = {label: read(label, max(derived[label], key=derived[label].__getitem__)) for label in choices}
+    best: list[tuple[float, dict[str, Choice]]] = [(0.0, {})]
+    for label in space.kind.canonical(first):
+        longer = (
+            (total + math.log(max(value, 1e-30)), {**architecture, label: read(label, name)})
+            for total, architecture in best
+            for name, value in derived[label].items()
+        )
+        best = heapq.nlargest(count, longer, key=lambda pair: pair[0])
+    return [architecture for _, architecture in best]

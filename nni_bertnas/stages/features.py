@@ -1,0 +1,92 @@
+"""Stage features: the teacher runs once over the data, and what it gives is stored.
+
+Built in place: shards that are damaged, or that an interrupted build left out, are made anew, and they alone.
+"""
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from nni_bertnas.artifacts import RESULT, fingerprint, read_result
+from nni_bertnas.config import to_dict
+from nni_bertnas.data.task_data import load_transfer
+from nni_bertnas.data.tokens import tokenize
+from nni_bertnas.machine import best_device
+from nni_bertnas.stages.run import Result, Run, Unit
+from nni_bertnas.stages.stage import Stage
+from nni_bertnas.store.budget import rows_within
+from nni_bertnas.store.writer import SplitWriter
+from nni_bertnas.tracking import Tracker
+
+_CHECKED = "checked.json"  # size and time of every file when its checksums were last right
+_log = logging.getLogger(__name__)
+
+
+def _fingerprint(run: Run, unit: Unit) -> str:
+    """Of teacher, data, edges and how they are stored."""
+    study = run.study
+    return fingerprint(run.fingerprint("teacher"), study.task.transfer_rows, run.edges, to_dict(study.features))
+
+
+def _stamps(folder: Path) -> dict[str, list[int]]:
+    """Size and time of every file of every split."""
+    files = sorted(file for file in folder.glob("*/*") if file.is_file())
+    stats = {str(file.relative_to(folder)): file.stat() for file in files}
+    return {name: [status.st_size, status.st_mtime_ns] for name, status in stats.items()}
+
+
+def _unchanged(run: Run, result: Result) -> bool:
+    """Whether the files are as they were when their checksums were last right."""
+    folder = run.folder("features")
+    try:
+        before: Any = json.loads((folder / _CHECKED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(before == _stamps(folder))
+
+
+def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
+    start, study = time.perf_counter(), run.study
+    teacher, tokenizer = run.load_teacher()
+    teacher.to(best_device())
+    train = run.data.splits["train"]
+    if study.task.transfer_rows:
+        train += load_transfer(study.task)
+    data = {"train": tokenize(tokenizer, train, study.task.max_length)}
+    data["dev"] = tokenize(tokenizer, run.data.splits["dev"], study.task.max_length)
+    writers = {
+        split: SplitWriter(folder / split, teacher, rows, run.edges, study.features.dtype)
+        for split, rows in data.items()
+    }
+    token_size = writers["dev"].layout.token_bytes()
+    stored = rows_within(study.features, token_size, data["train"].lengths, int(data["dev"].offsets[-1]))
+    writers["train"] = SplitWriter(folder / "train", teacher, data["train"], run.edges, study.features.dtype, stored)
+    before = read_result(folder, _fingerprint(run, unit))
+    (folder / RESULT).unlink(missing_ok=True)
+    (folder / _CHECKED).unlink(missing_ok=True)
+    for writer in writers.values():
+        writer.write()
+    (folder / _CHECKED).write_text(json.dumps(_stamps(folder)), encoding="utf-8")
+    seconds = time.perf_counter() - start
+    result: Result = {
+        "edges": run.edges,
+        "num_bytes": sum(file.stat().st_size for file in folder.rglob("*.*")),
+        "stored_rows": int(stored.sum()),
+        "seconds": seconds if before is None else before["seconds"],  # of the build, not of the repair
+    }
+    _log.info("stored features at edges %s: %.0f MB in %.0f s", run.edges, result["num_bytes"] / 1e6, result["seconds"])
+    return result
+
+
+STAGE = Stage(
+    name="features",
+    units=lambda run: [{}],
+    fingerprint=_fingerprint,
+    make=_make,
+    describe=lambda run, result: f"edges {result['edges']}, {result['num_bytes'] / 1e6:.0f} MB",
+    needs=lambda run, unit: [("teacher", {})],
+    fits=_unchanged,
+    in_place=True,
+)

@@ -1,0 +1,234 @@
+"""One study's work, opened once: where it lies, and what one reads from it."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from nni_bertnas.artifacts import read_result, write_result
+from nni_bertnas.config import Study, TrainingSettings, resolve_boundaries, to_dict, to_yaml
+from nni_bertnas.data.models import load_classifier
+from nni_bertnas.data.task_data import TaskData, load_task
+from nni_bertnas.data.tasks import TaskSpec, task_spec
+from nni_bertnas.errors import ConfigError, PhaseError
+from nni_bertnas.search.strategies import list_spaces
+from nni_bertnas.stages import built_on, load
+from nni_bertnas.store.reader import FeatureStore
+from nni_bertnas.tracking import Channel, Tracker, Watcher, start_wandb
+from nni_bertnas.training.cells import CellTrainer
+from search_space.listing import Space
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Unit = Mapping[str, Any]  # the parameters of one unit of work: whole numbers and texts; none where there is one alone
+Result = dict[str, Any]  # what `result.json` holds
+_SECONDS = "seconds.json"
+
+
+def unit_name(unit: Unit) -> str:
+    """The name of a unit's folder, e.g. block0_depth2; empty where there is one alone."""
+    return "_".join(value if isinstance(value, str) else f"{name}{value}" for name, value in unit.items())
+
+
+class Run:
+    """A study at work, under `runs_dir/name`.
+
+    Args:
+        study: The study.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.root = Path(study.runs_dir) / study.name
+        self._fingerprints: dict[str, str] = {}
+
+    # where
+
+    def folder(self, stage: str, unit: Unit | None = None) -> Path:
+        """Of a stage's result, or of one of its units'."""
+        return self.root / stage / unit_name(unit or {})
+
+    @property
+    def nni(self) -> Path:
+        """Experiment files, logs and database of the NNI experiments that `bertnas` starts."""
+        return self.root / "nni"
+
+    # what
+
+    @cached_property
+    def task(self) -> TaskSpec:
+        """The row of its task."""
+        return task_spec(self.study.task)
+
+    @cached_property
+    def data(self) -> TaskData:
+        """The task's rows, split."""
+        return load_task(self.study.task)
+
+    @cached_property
+    def spaces(self) -> dict[int, Space]:
+        """What is searched, by depth."""
+        return {space.depth: space for space in list_spaces(self.study.cell, self.study.student.hidden_size)}
+
+    @property
+    def num_blocks(self) -> int:
+        """Into how many the teacher is cut."""
+        return self.study.teacher.blocks
+
+    @cached_property
+    def edges(self) -> list[int]:
+        """The layers at which the teacher is cut, by the saved teacher.
+
+        Raises:
+            PhaseError: There is no teacher yet.
+        """
+        return resolve_boundaries(self.study.teacher, self._saved_teacher()["num_layers"])
+
+    @cached_property
+    def train(self) -> FeatureStore:
+        """What the teacher gave for train."""
+        return self._store("train")
+
+    @cached_property
+    def dev(self) -> FeatureStore:
+        """What the teacher gave for dev."""
+        return self._store("dev")
+
+    def _store(self, split: str) -> FeatureStore:
+        return FeatureStore(self.folder("features") / split, lambda: self.load_teacher()[0])
+
+    def load_teacher(self) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+        """The saved teacher in eval mode without gradients, and its tokenizer.
+
+        Raises:
+            PhaseError: There is none.
+        """
+        self._saved_teacher()
+        return load_classifier(self.folder("teacher"))
+
+    def _saved_teacher(self) -> Result:
+        result = self.read("teacher")
+        if result is None:
+            raise PhaseError(f"{self.folder('teacher')} holds no teacher; make it with: bertnas teacher STUDY")
+        return result
+
+    def seed(self, block: int, depth: int = 0) -> int:
+        """Of what is done for one block, and depth."""
+        return self.study.seed + 1000 * block + depth
+
+    def trainer(
+        self, first: int, settings: TrainingSettings, tracker: Tracker, *, seed: int, blocks: int = 1
+    ) -> CellTrainer:
+        """What trains the cells of consecutive blocks.
+
+        Args:
+            first: Number of the first block.
+            settings: Of the training.
+            tracker: Takes the metrics of every epoch.
+            seed: Of order and choice of the rows.
+            blocks: How many.
+        """
+        return CellTrainer(
+            train=self.train,
+            dev=self.dev,
+            edges=self.edges[first : first + blocks + 1],
+            settings=settings,
+            precision=self.study.student.precision,
+            seed=seed,
+            report=lambda metrics: tracker.epoch(metrics, "train_loss"),
+        )
+
+    def check_block(self, block: int) -> None:
+        """Whether there is such a block.
+
+        Raises:
+            ConfigError: There is not.
+        """
+        if not 0 <= block < self.num_blocks:
+            raise ConfigError(f"block must be 0 to {self.num_blocks - 1}, got {block}; correct block for this trial")
+
+    # results
+
+    def fingerprint(self, stage: str) -> str:
+        """Of a stage that depends on the study and its data alone, such as the teacher; made once."""
+        if stage not in self._fingerprints:
+            self._fingerprints[stage] = load(stage).fingerprint(self, {})
+        return self._fingerprints[stage]
+
+    def read(self, stage: str, unit: Unit | None = None) -> Result | None:
+        """The result of a unit, whatever it was made from; None where there is none."""
+        return read_result(self.folder(stage, unit))
+
+    def write(self, folder: Path, result: Result) -> None:
+        """Write a result and, beside it, the resolved study."""
+        write_result(folder, result, to_yaml(self.study))
+
+    def results(self, stage: str) -> dict[str, tuple[Path, Result]]:
+        """Folder and result of every finished unit of a stage, by its folder's name."""
+        folders = sorted(path for path in (self.root / stage).glob("[!.]*") if path.is_dir())
+        results = {folder.name: (folder, read_result(folder)) for folder in folders}
+        return {name: (folder, result) for name, (folder, result) in results.items() if result is not None}
+
+    def refresh(self) -> None:
+        """Forget what was read from results, as one was made anew."""
+        self._fingerprints.clear()
+        for name in ("edges", "train", "dev"):
+            self.__dict__.pop(name, None)
+
+    def discard_from(self, stage: str) -> None:
+        """Remove the results of a stage and of all that build on it."""
+        for name in built_on(stage):
+            shutil.rmtree(self.root / name, ignore_errors=True)
+        self.refresh()
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Hold one named lock of the study across processes."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.root / f".{name}.lock"):
+            yield
+
+    # records
+
+    @contextmanager
+    def tracker(
+        self, stage: str, unit: Unit, *, channel: Channel | None = None, watcher: Watcher | None = None
+    ) -> Iterator[Tracker]:
+        """What takes the metrics of one unit of work: one W&B run in the study's group, the stage as job type.
+
+        Args:
+            stage: Name of the stage.
+            unit: Of the stage.
+            channel: The line to NNI inside a trial.
+            watcher: A person's terminal.
+        """
+        name = f"{stage}-{unit_name(unit) or self.study.task.name}"[:128]  # W&B's longest
+        wandb_run = start_wandb(
+            self.study.tracking,
+            self.root,
+            group=self.study.name,
+            job_type=stage,
+            name=name,
+            config=to_dict(self.study),
+        )
+        tracker = Tracker(channel, wandb_run, watcher)
+        try:
+            yield tracker
+        finally:
+            tracker.close()
+
+    def record_seconds(self, stage: str, seconds: float) -> None:
+        """Keep the wall time of a stage beside its results."""
+        times = self.read_seconds() | {stage: seconds}
+        (self.root / _SECONDS).write_text(json.dumps(times, indent=1), encoding="utf-8")
+
+    def read_seconds(self) -> dict[str, float]:
+        """Wall time of every stage that `bertnas` ran."""
+        path = self.root / _SECONDS
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

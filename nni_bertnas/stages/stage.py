@@ -1,0 +1,149 @@
+"""The contract of all stages, and what is done with it: a unit found, made, or ensured."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from nni_bertnas.artifacts import atomic_folder, read_result
+from nni_bertnas.config import Study
+from nni_bertnas.errors import ConfigError
+from nni_bertnas.machine import memory_bytes, num_cores
+from nni_bertnas.search.strategies import check_search
+from nni_bertnas.stages import STAGES, load
+from nni_bertnas.stages.run import Result, Run, Unit, unit_name
+from nni_bertnas.tracking import Tracker
+
+
+def _numbers(run: Run, result: Result) -> dict[str, float]:
+    return {name: value for name, value in result.items() if isinstance(value, int | float)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of a study.
+
+    A unit of work is done into a fresh folder that takes its place when it is whole. Two exceptions: with `in_place`,
+    `make` is given the folder as an interrupted or damaged run left it; and a cell search that blocks share writes the
+    other blocks' results itself, before its own is there.
+
+    Attributes:
+        name: Of its row in STAGES, its folder, its command, its job type.
+        units: All units of work that the study asks for.
+        fingerprint: A hash of all that a unit's result depends on.
+        make: Does a unit's work in a folder; gives its result, to which the fingerprint is added.
+        describe: A result in one line.
+        parameters: Names and types of a unit's parameters.
+        needs: The stages and units that are made first where they are missing.
+        check: Raises a ConfigError for a unit that cannot be.
+        fits: Whether a result with the right fingerprint serves.
+        metrics: What NNI and W&B are told of a result; `default` is the main number of an NNI trial.
+        optimize: Whether that number is to be low or high; None: it is no NNI experiment.
+        alone: Whether no other trial may run beside one, as latency is measured.
+        in_place: See above.
+        missing: What to set where the study asks for no unit.
+    """
+
+    name: str
+    units: Callable[[Run], list[Unit]]
+    fingerprint: Callable[[Run, Unit], str]
+    make: Callable[[Run, Unit, Path, Tracker], Result]
+    describe: Callable[[Run, Result], str]
+    parameters: Mapping[str, type] = field(default_factory=dict)
+    needs: Callable[[Run, Unit], Iterable[tuple[str, Unit]]] = lambda run, unit: ()
+    check: Callable[[Run, Unit], None] = lambda run, unit: None
+    fits: Callable[[Run, Result], bool] = lambda run, result: True
+    metrics: Callable[[Run, Result], Mapping[str, float]] = _numbers
+    optimize: Literal["minimize", "maximize"] | None = None
+    alone: bool = False
+    in_place: bool = False
+    missing: str = ""
+
+
+def find(run: Run, name: str, unit: Unit | None = None) -> Result | None:
+    """The finished result of a unit, if it still fits the study and what it was made from.
+
+    Raises:
+        PhaseError: What it is made from is missing.
+    """
+    stage, unit = load(name), unit or {}
+    result = read_result(run.folder(name, unit), stage.fingerprint(run, unit))
+    return result if result is not None and stage.fits(run, result) else None
+
+
+def ensure(run: Run, name: str, unit: Unit | None = None, tracker: Tracker | None = None) -> Result:
+    """Make a unit, unless its finished result still fits; what it needs is made first.
+
+    Args:
+        run: Of the study.
+        name: Of the stage.
+        unit: The parameters of the unit; None where there is one alone.
+        tracker: Takes the metrics.
+
+    Raises:
+        ConfigError: There can be no such unit.
+        PhaseError: What it is made from is missing, or nothing came out.
+    """
+    stage, unit, tracker = load(name), unit or {}, tracker or Tracker()
+    stage.check(run, unit)
+    for needed, part in stage.needs(run, unit):
+        ensure(run, needed, part)
+    with run.lock(f"{name}-{unit_name(unit)}" if unit else name):
+        result = find(run, name, unit)
+        if result is None:
+            result = _make(stage, run, unit, tracker)
+            run.refresh()
+    tracker.final(stage.metrics(run, result))
+    return result
+
+
+def _make(stage: Stage, run: Run, unit: Unit, tracker: Tracker) -> Result:
+    target = run.folder(stage.name, unit)
+    if stage.in_place:
+        target.mkdir(parents=True, exist_ok=True)
+        result = {"fingerprint": stage.fingerprint(run, unit), **stage.make(run, unit, target, tracker)}
+        run.write(target, result)
+        return result
+    with atomic_folder(target) as folder:
+        result = {"fingerprint": stage.fingerprint(run, unit), **stage.make(run, unit, folder, tracker)}
+        run.write(folder, result)
+    return result
+
+
+def check_unit(stage: Stage, unit: Unit) -> None:
+    """Whether a unit's parameters are those of its stage.
+
+    Raises:
+        ConfigError: They are not.
+    """
+    wanted = stage.parameters
+    if set(unit) != set(wanted) or not all(isinstance(unit[name], kind) for name, kind in wanted.items()):
+        names = ", ".join(f"{name} as {'text' if kind is str else 'whole number'}" for name, kind in wanted.items())
+        raise ConfigError(
+            f"searchSpace: a {stage.name} trial takes {names}, got {dict(unit)}; run it "
+            f"through nnictl create --config experiment_configs/{stage.name}.yml"
+        )
+
+
+def trials_at_once(run: Run, stage: Stage) -> int:
+    """How many trials of a stage run beside each other: as many as cores, or all where cores would else stand idle."""
+    if stage.alone:
+        return 1
+    units, cores = len(stage.units(run)), num_cores()
+    at_once = units if units < 2 * cores else cores
+    return run.study.nni.concurrency or max(1, min(at_once, memory_bytes() >> 31))
+
+
+def run_study(study: Study) -> Run:
+    """Everything that a study asks for, in this process and without NNI experiments around it.
+
+    Raises:
+        ConfigError: The study cannot be run.
+        PhaseError: Nothing came out of a stage.
+    """
+    check_search(study.cell, study.student.hidden_size)
+    run = Run(study)
+    for name in STAGES:
+        for unit in load(name).units(run):
+            ensure(run, name, unit)
+    return run

@@ -1,0 +1,181 @@
+"""What the searched student and its baselines have in common: trained end to end, measured, saved."""
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nni_bertnas.augment.parts import open_labelled
+from nni_bertnas.data.batches import make_loader, make_stream
+from nni_bertnas.data.tasks import task_note
+from nni_bertnas.data.tokens import tokenize
+from nni_bertnas.errors import PhaseError
+from nni_bertnas.stages.run import Result, Run
+from nni_bertnas.stages.stage import find
+from nni_bertnas.store.reader import FeatureDataset, FeatureStore
+from nni_bertnas.student.build import check_chain, new_student
+from nni_bertnas.student.candidates import Candidate
+from nni_bertnas.student.cost import count_flops, count_params, measure_latency_ms, model_call
+from nni_bertnas.tracking import Tracker
+from nni_bertnas.training.losses import LOSSES
+from nni_bertnas.training.metrics import evaluate_classifier
+from nni_bertnas.training.student import StudentDistillation
+from nni_bertnas.training.trainer import EpochReport, KeepBest, fit, pl
+from search_space.student import StudentForSequenceClassification
+
+STUDENT = "student"  # folder of the saved model inside the result
+_LATENCY_ROWS = 60  # real rows whose lengths a latency is measured at,
+_LATENCY_REPEATS = 3  # each so often
+
+
+class StudentMaker:
+    """Teacher, rows and settings that a student is made with.
+
+    Args:
+        run: Of the study.
+        seed: Of the end-to-end training.
+    """
+
+    def __init__(self, run: Run, seed: int) -> None:
+        self.run, self.seed = run, seed
+        self.start = time.perf_counter()
+        pl.seed_everything(seed, verbose=False)
+        self.teacher, self.tokenizer = run.load_teacher()
+        self.lengths = run.dev.lengths[:_LATENCY_ROWS].tolist() * _LATENCY_REPEATS
+
+    def new_student(self, candidates: Sequence[Candidate]) -> StudentForSequenceClassification:
+        """A student of an architecture, its cells fresh."""
+        return new_student(self.run.study.student, self.teacher, candidates, task_note(self.run.study.task))
+
+    def latency_ms(self, calls: Mapping[str, Any]) -> dict[str, float]:
+        """Of every call, measured in turns."""
+        return measure_latency_ms(calls, self.lengths, threads=self.run.study.supernet.latency_threads)
+
+    @cached_property
+    def dev_loader(self) -> Any:
+        """All of dev, as a whole student reads it."""
+        return make_loader(FeatureDataset(self.run.dev, (), tokens=True), 128, shuffle=False)
+
+    def train(self, candidates: Sequence[Candidate], kind: str, folder: Path, tracker: Tracker) -> Result:
+        """Chain the cells of candidates, train the student end to end, measure and save it.
+
+        Args:
+            candidates: The chosen one of every block, with its cell.
+            kind: `searched`, or the name of a baseline.
+            folder: Takes the saved student.
+            tracker: Takes the metrics.
+
+        Returns:
+            What the result says of it.
+        """
+        model, trained = self._distil(candidates, tracker)
+        sides = self._compare(model)
+        model.save_pretrained(folder / STUDENT)
+        self.tokenizer.save_pretrained(folder / STUDENT)
+        return {
+            "seed": self.seed,
+            "student_kind": kind,
+            "architecture": [dict(one.architecture) for one in candidates],
+            "depths": [one.depth for one in candidates],
+            "block_scores": [one.score for one in candidates],
+            **trained,
+            **sides,
+            "speedup": sides["teacher"]["latency_ms"] / sides["student"]["latency_ms"],
+            "latency_threads": self.run.study.supernet.latency_threads,
+            "seconds": time.perf_counter() - self.start,
+        }
+
+    def _distil(
+        self, candidates: Sequence[Candidate], tracker: Tracker
+    ) -> tuple[StudentForSequenceClassification, dict[str, Any]]:
+        run, study, settings = self.run, self.run.study, self.run.study.supernet
+        metric, cells = f"dev_{run.task.metric}", [one.trained for one in candidates]
+        student = self.new_student(candidates)
+        student.load_cells(cells)
+        difference = check_chain(student, cells, next(iter(self.dev_loader)))
+        loader = make_stream(self._sources(), settings.batch_size, seed=self.seed, epoch_rows=settings.epoch_rows)
+        module = StudentDistillation(
+            student,
+            cells,
+            [run.train.variance(edge) for edge in run.train.edges[1:]],
+            distill=study.distill,
+            settings=settings,
+            spec=run.task,
+            steps=len(loader) * settings.epochs,
+            freeze_embeddings=study.student.freeze_embeddings,
+        )
+        best = KeepBest(metric, student)
+        callbacks = [best, EpochReport(lambda metrics: tracker.epoch(metrics, metric))]
+        if settings.patience is not None:
+            callbacks.append(pl.callbacks.EarlyStopping(metric, mode="max", patience=settings.patience))
+        precision = study.student.precision
+        fit(module.train(), loader, self.dev_loader, settings.epochs, callbacks, precision=precision)
+        return student.eval(), {"chain_difference": difference, "epoch_of_best": best.epoch}
+
+    def _sources(self) -> list[FeatureDataset]:
+        """The rows that the student learns from, those together that have the same targets."""
+        train, distill = self.run.train, self.run.study.distill
+        hidden = any(weight for name, weight in distill.losses.items() if LOSSES[name].needs == "hidden")
+        sources = [FeatureDataset(train, train.edges[1:] if hidden else (), tokens=True)]
+        if len(rest := np.setdiff1d(np.arange(len(train)), sources[0].rows)):  # whose hidden states are not stored
+            sources.append(FeatureDataset(train, (), tokens=True, rows=rest))
+        if self.run.study.augment.copies:
+            store, rows = self._augmented()
+            sources.append(FeatureDataset(store, (), tokens=True, rows=rows))
+        return sources
+
+    def _augmented(self) -> tuple[FeatureStore, np.ndarray]:
+        copies, folder = self.run.study.augment.copies, self.run.folder("augment")
+        if find(self.run, "augment") is None:
+            raise PhaseError(
+                f"{folder} holds no new rows for augment.copies = {copies}; make them with: bertnas augment STUDY"
+            )
+        return open_labelled(folder, copies)
+
+    def _compare(self, student: StudentForSequenceClassification) -> dict[str, dict[str, Any]]:
+        """Scores and costs of teacher and student, their latencies measured in turns."""
+        run = self.run
+        loaders = {"dev": self.dev_loader}
+        for split in run.data.final_splits:
+            tokens = tokenize(self.tokenizer, run.data.splits[split], run.study.task.max_length)
+            loaders[split] = make_loader(tokens, 128, shuffle=False)
+        saved = run.read("teacher") or {}
+        scores = {
+            "teacher": {split: saved[split] for split in loaders},
+            "student": {split: evaluate_classifier(student, loader, run.task) for split, loader in loaders.items()},
+        }
+        models = {"teacher": self.teacher, "student": student}
+        calls = {name: model_call(model, self.lengths) for name, model in models.items()}
+        latency_ms = self.latency_ms(calls)
+        return {
+            side: {
+                **{f"{split}_{name}": value for split, one in scores[side].items() for name, value in one.items()},
+                "num_params": count_params(model),
+                "num_flops": count_flops(calls[side], sorted(self.lengths)[len(self.lengths) // 2]),
+                "latency_ms": latency_ms[side],
+            }
+            for side, model in models.items()
+        }
+
+
+def metrics(run: Run, result: Result) -> dict[str, float]:
+    """What NNI is told of a student: its score on dev, those on other splits, its cost."""
+    metric, own = run.task.metric, result["student"]
+    return {
+        "default": own[f"dev_{metric}"],
+        **{name: value for name, value in own.items() if name.endswith(f"_{metric}")},
+        "num_params": own["num_params"],
+        "latency_ms": own["latency_ms"],
+        "speedup": result["speedup"],
+    }
+
+
+def describe(run: Run, result: Result) -> str:
+    """A student in one line."""
+    metric, own = run.task.metric, result["student"]
+    scores = ", ".join(f"{name.removesuffix(f'_{metric}')} {metric} {value * 100:.2f} %"
+                       for name, value in own.items() if name.endswith(f"_{metric}"))  # fmt: skip
+    return f"{scores}, {own['num_params']:,} parameters, {result['speedup']:.1f} times as fast as the teacher"

@@ -1,0 +1,187 @@
+"""Studies as YAML files: read, and checked as a whole.
+
+Reading collects all problems of a file and raises one ConfigError with a dotted path for each: what is of the wrong
+type or out of range, names that are no row of the table that they stand for, and settings that do not go together.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from nni_bertnas.config import CellSettings, Study, TaskSettings, to_dict
+from nni_bertnas.data.metrics import METRICS
+from nni_bertnas.data.sources import SOURCES
+from nni_bertnas.data.tasks import TASKS, task_spec
+from nni_bertnas.errors import ConfigError, lookup
+from nni_bertnas.search.random_cells import BASELINES
+from nni_bertnas.search.strategies import STRATEGIES, find_strategy
+from nni_bertnas.store.layout import DTYPES
+from nni_bertnas.training.losses import LOSSES
+from nni_bertnas.training.optimizers import OPTIMIZERS
+
+_ADAPTER = TypeAdapter(Study)
+# Which table's row a setting names; of mappings, every key.
+_TABLES: Mapping[str, Mapping[str, Any]] = {
+    "task.name": {**TASKS, "custom": None},
+    "task.source": SOURCES,
+    "task.custom.metric": METRICS,
+    "features.dtype": DTYPES,
+    "cell.strategy": STRATEGIES,
+    "cell.optimizer": OPTIMIZERS,
+    "cell.losses": LOSSES,
+    "block.optimizer": OPTIMIZERS,
+    "block.losses": LOSSES,
+    "baseline.students": BASELINES,
+    "distill.losses": LOSSES,
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that also reads 1e-4 as a number (YAML 1.1 wants 1.0e-4) and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Read one YAML file.
+
+    Raises:
+        ConfigError: It is missing, unreadable or not YAML.
+    """
+    try:
+        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+
+
+def load_study(path: str | Path) -> Study:
+    """Read a study file.
+
+    Raises:
+        ConfigError: With every problem of the file, one a line, by dotted path.
+    """
+    return parse_study(read_yaml(path), str(path))
+
+
+def parse_study(raw: Any, origin: str = "study") -> Study:
+    """Build a study from plain data (dicts, lists, numbers, strings), defaults filled in; see :func:`load_study`."""
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{origin}: must be a mapping of study fields, got {type(raw).__name__}")
+    study = None
+    problems = [*_wrong_names(raw), *_wrong_options(raw)]
+    try:
+        # JSON, because strict dataclasses take mappings from it alone.
+        study = _ADAPTER.validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        problems += [_describe(problem) for problem in error.errors()]
+    if study is not None and not problems:
+        problems += _misfits(study)
+    if problems or study is None:
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        raise ConfigError(f"{origin}: {len(problems)} problem(s)\n{lines}")
+    options = to_dict(find_strategy(study.cell)[1])
+    return dataclasses.replace(study, cell=dataclasses.replace(study.cell, options=options))
+
+
+def check(study: Study) -> list[str]:
+    """The problems of a study that was made in Python, each with its dotted path; none of one that was read."""
+    raw = to_dict(study)
+    return [*_wrong_names(raw), *_wrong_options(raw)] or _misfits(study)
+
+
+def _describe(problem: Any, before: str = "") -> str:
+    # Union members (int | None) append their type's name to the path; only real field names are kept.
+    path = ".".join(str(part) for part in problem["loc"] if not (isinstance(part, str) and "[" in part))
+    path = f"{before}.{path}" if before and path else before or path
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{path}: unknown key; remove it or correct its spelling"
+    if problem["type"] in ("missing", "missing_keyword_only_argument"):
+        return f"{path}: missing; it has no default"
+    message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if problem["type"] == "value_error":
+        return f"{path}: {message}" if path else message
+    return f"{path}: {message}, got {problem['input']!r}"
+
+
+def _at(raw: Any, path: str) -> Any:
+    """What plain data have at a dotted path; None where there is nothing."""
+    for name in path.split("."):
+        raw = raw.get(name) if isinstance(raw, dict) else None
+    return raw
+
+
+def _wrong_names(raw: dict[str, Any]) -> Iterator[str]:
+    """Names that are no row of their table; what is no name is for the types to say."""
+    for path, table in _TABLES.items():
+        value = _at(raw, path)
+        names = value if isinstance(value, dict) else [value]
+        for name in names:
+            if isinstance(name, str):
+                try:
+                    lookup(table, name, path)
+                except ConfigError as error:
+                    yield str(error)
+
+
+def _wrong_options(raw: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with the options of the strategy that is named, where there is one."""
+    name, options = _at(raw, "cell.strategy") or CellSettings().strategy, _at(raw, "cell.options")
+    if isinstance(name, str) and name in STRATEGIES and isinstance(options, dict):
+        try:
+            STRATEGIES[name].read_options(options)
+        except ValidationError as error:
+            known = ", ".join(to_dict(STRATEGIES[name].options()))
+            for problem in error.errors():
+                text = _describe(problem, "cell.options")
+                yield text.replace("remove it or correct its spelling", f"{name} takes {known}")
+
+
+def _misfits(study: Study) -> list[str]:
+    """Settings that do not go together."""
+    spec, problems = task_spec(study.task), _source_misfits(study.task)
+    own = study.task.custom
+    if own is not None and own.metric is not None and (own.kind == "regression") != METRICS[own.metric].of_scores:
+        problems.append(f"task.custom.metric: {own.metric} does not suit {own.kind}")
+    for part in ("cell", "block"):
+        wrong = [name for name in getattr(study, part).losses if LOSSES[name].needs != "hidden"]
+        if wrong:
+            problems.append(f"{part}.losses: {', '.join(wrong)} needs more than the hidden states that a cell has")
+    if spec.regression and (wrong := [name for name in study.distill.losses if LOSSES[name].of_classes]):
+        problems.append(f"distill.losses: {', '.join(wrong)} is not for regression, whose one score has no softmax")
+    return problems + find_strategy(study.cell)[1].misfits(study.cell)
+
+
+def _source_misfits(task: TaskSettings) -> list[str]:
+    source, problems = SOURCES[task.source], []
+    if task.custom is not None and not source.own_data:
+        fitting = " or ".join(name for name, one in SOURCES.items() if one.own_data)
+        problems.append(f"task.source: must be {fitting} for own data, got {task.source}")
+    if task.custom is None and not source.known_tasks:
+        problems.append(f"task.source: {task.source} is for name: custom; set source: glue, hub or disk")
+    if task.custom is not None and task.source == "files" and task.custom.train is None:
+        problems.append("task.custom.train: must name the file of training rows when source is files")
+    if source.needs_folder and task.data_dir is None:
+        problems.append(f"task.data_dir: must name the folder when source is {task.source}")
+    if source.transfer is None and task.transfer_rows:
+        problems.append(f"task.transfer_rows: must be 0 when source is {task.source}, which has no unlabelled text")
+    return problems

@@ -1,0 +1,167 @@
+"""Pairs and scores through every stage, with augmentation."""
+
+import csv
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pyarrow import parquet
+from rich.console import Console
+from scipy.stats import pearsonr
+from sklearn.metrics import accuracy_score
+from tiny import WORDS, all_units, tiny_run
+from transformers import AutoTokenizer
+
+from nni_bertnas.augment.parts import open_labelled
+from nni_bertnas.data.tokens import tokenize
+from nni_bertnas.deploy.predict import load_predictor
+from nni_bertnas.errors import PhaseError
+from nni_bertnas.report.results import show
+from nni_bertnas.stages.run import Run
+from nni_bertnas.stages.stage import ensure, find
+from nni_bertnas.training.metrics import evaluate_classifier
+from search_space.student import StudentForSequenceClassification
+
+SEED = {"seed": 0}
+CLUES = WORDS[:10]
+TEXTS = ["sentence1", "sentence2"]
+
+
+def pair(generator: np.random.Generator) -> tuple[str, str, int]:
+    """Two texts of six words, and how many clues the second holds."""
+    first = generator.choice(WORDS[10:], 6)
+    clues = int(generator.integers(0, 6))
+    second = np.concatenate([generator.choice(CLUES, clues), generator.choice(WORDS[10:], 6 - clues)])
+    return " ".join(first), " ".join(generator.permutation(second)), clues
+
+
+def write_scores(folder: Path) -> dict:
+    """STS-B's layout."""
+    generator = np.random.default_rng(0)
+    columns = ["index", "genre", "filename", "year", "old_index", "source1", "source2", *TEXTS, "score"]
+    (folder / "STS-B").mkdir(parents=True)
+    for name, count in (("train.tsv", 300), ("dev.tsv", 60)):
+        lines = ["\t".join(columns)]
+        for number in range(count):
+            first, second, clues = pair(generator)
+            lines.append("\t".join([str(number), *["x"] * 6, first, second, f"{clues:.3f}"]))
+        (folder / "STS-B" / name).write_text("\n".join(lines) + "\n")
+    return {"name": "stsb", "source": "glue", "data_dir": str(folder), "max_length": 32}
+
+
+def write_classes(folder: Path) -> dict:
+    """Own pairs in a CSV with labels as words."""
+    generator = np.random.default_rng(1)
+    with (folder / "pairs.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["left", "verdict", "right"])
+        for _ in range(360):
+            first, second, clues = pair(generator)
+            writer.writerow([first, ("none", "some", "many")[(clues > 0) + (clues > 2)], second])
+    custom = {"train": str(folder / "pairs.csv"), "text_columns": ["left", "right"], "label_column": "verdict"}
+    return {"name": "custom", "source": "files", "custom": custom, "max_length": 32}
+
+
+@pytest.fixture(scope="module", params=[write_scores, write_classes])
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    root = tmp_path_factory.mktemp("pairs")
+    (root / "own").mkdir()
+    run = tiny_run(
+        root,
+        task=request.param(root / "own"),
+        teacher={"epochs": 8, "batch_size": 8},
+        augment={"copies": 2, "fit_epochs": 1, "probability": 0.2},
+        supernet={"epochs": 6, "epoch_rows": 1600},
+    )
+    all_units(run, "cell", "block")
+    with pytest.raises(PhaseError, match="bertnas masked_lm STUDY"):
+        ensure(run, "supernet", SEED)
+    ensure(run, "masked_lm")
+    with pytest.raises(PhaseError, match="bertnas augment STUDY"):
+        ensure(run, "supernet", SEED)
+    all_units(run, "augment", "supernet")
+    return run
+
+
+def test_the_saved_student_has_the_scores_of_its_result(finished: Run) -> None:
+    folder, spec = finished.folder("supernet", SEED), finished.task
+    result = finished.read("supernet", SEED)
+    data = finished.data
+    split = data.final_splits[0]
+    rows = data.splits[split]
+    student = StudentForSequenceClassification.from_pretrained(folder / "student").eval()
+    assert student.config.num_labels == (1 if spec.regression else 3)
+    if not spec.regression:
+        assert student.config.id2label == dict(enumerate(data.label_names)) == {0: "many", 1: "none", 2: "some"}
+    tokens = AutoTokenizer.from_pretrained(folder / "student")(
+        rows.texts, rows.pairs, padding=True, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        logits = student(**tokens).logits
+    metric = f"{split}_{spec.metrics[0]}"
+    own = (
+        pearsonr(rows.labels, logits[:, 0])[0]
+        if spec.regression
+        else accuracy_score(rows.labels, logits.argmax(-1).numpy())
+    )
+    assert result["student"][metric] == pytest.approx(own, abs=1e-4)
+    assert result["teacher"][metric] > 0.9 and result["student"][metric] > 0.8
+    found = load_predictor(folder / "student").probabilities(rows)
+    expected = logits if spec.regression else logits.softmax(-1)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_store_keeps_pairs_apart_and_the_teachers_scores(finished: Run) -> None:
+    store, spec = finished.dev, finished.task
+    rows = finished.data.splits["dev"]
+    tokenizer = AutoTokenizer.from_pretrained(finished.folder("teacher"))
+    first = store.tokens[: store.offsets[1]]
+    types = store.token_types[: store.offsets[1]]
+    assert tokenizer.decode(first[types == 1], skip_special_tokens=True) == rows.pairs[0]
+    assert tokenizer.decode(first[types == 0], skip_special_tokens=True) == rows.texts[0]
+    assert store.labels.dtype == (np.float32 if spec.regression else np.int64)
+    assert store.logits.shape == (len(rows), 1 if spec.regression else 3)
+
+
+def test_augmented_pairs_change_on_both_sides(finished: Run) -> None:
+    table = parquet.read_table(finished.folder("augment") / "rows.parquet").to_pydict()
+    first, second = (table[name] for name in finished.task.texts)
+    train = finished.data.splits["train"]
+    origin = table["row"]
+    changed = [(a != train.texts[row], b != train.pairs[row]) for a, b, row in zip(first, second, origin, strict=True)]
+    assert np.mean(changed, axis=0).min() > 0.6
+    store, rows = open_labelled(finished.folder("augment"), 2)
+    assert len(rows) == len(first) and store.edges == []
+    result = finished.read("augment")
+    labels = np.asarray(train.labels)[origin]
+    if finished.task.regression:
+        assert np.isnan(store.labels).all()
+        assert result["disagreement"] == pytest.approx(np.abs(store.logits[:, 0].astype(float) - labels).mean())
+    else:
+        assert result["disagreement"] == pytest.approx(np.mean(store.logits.argmax(1) != labels))
+
+
+def test_the_report_has_every_metric(finished: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    show(finished, Console(width=160))
+    text = capsys.readouterr().out
+    assert all(f"{metric}, %" in text for metric in finished.task.metrics)
+
+
+def test_other_augmentation_makes_another_student(finished: Run) -> None:
+    assert find(finished, "supernet", SEED) is not None
+    study = finished.study
+    for copies in (1, 0):
+        other = Run(dataclasses.replace(study, augment=dataclasses.replace(study.augment, copies=copies)))
+        assert find(other, "supernet", SEED) is None
+
+
+def test_the_scorer_reads_pairs_as_the_model_does(finished: Run) -> None:
+    predictor = load_predictor(finished.folder("teacher"))
+    assert predictor.texts == finished.task.texts
+    split = finished.data.final_splits[0]
+    tokens = tokenize(predictor.tokenizer, finished.data.splits[split], 32)
+    batches = [tokens.batch([number]) for number in range(len(tokens))]
+    scores = evaluate_classifier(predictor.model, batches, finished.task)
+    assert scores == pytest.approx(finished.read("teacher")[split], abs=5e-3)

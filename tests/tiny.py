@@ -1,0 +1,120 @@
+"""A tiny BERT, a tiny task, and studies made of them; no network."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nni_bertnas.config import Study
+from nni_bertnas.search.strategies import STRATEGIES, TrialOptions
+from nni_bertnas.stages import load
+from nni_bertnas.stages.run import Run
+from nni_bertnas.stages.stage import ensure
+from nni_bertnas.student.candidates import Candidate
+from nni_bertnas.study_files import parse_study
+from nni_bertnas.tracking import Tracker
+from search_space.cells import Cell
+
+WORDS = ["q" + chr(97 + number // 10) + chr(97 + number % 10) for number in range(95)]  # qaa to qje
+
+
+def chain(*operations: str) -> Candidate:
+    """A cell of these operations one after another."""
+    architecture = {f"layer_{number}": name for number, name in enumerate(operations)}
+    return Candidate(space="layers", depth=len(operations), architecture=architecture)
+
+
+def chain_cell(*operations: str, teacher_size: int, hidden_size: int) -> Cell:
+    """The cell that :func:`chain` describes."""
+    return chain(*operations).fresh(teacher_size, hidden_size).trained
+
+
+def write_tiny_model(folder: Path) -> Path:
+    """Save a BERT of 2 layers, width 32, with a tokenizer of 100 words."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    torch.manual_seed(0)
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    shape = BertConfig(
+        vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    BertModel(shape).save_pretrained(folder)
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+def write_tiny_task(folder: Path, num_train: int = 240, num_dev: int = 40) -> Path:
+    """Write SST-2's layout: a text is positive when it holds more of the first ten words than of the second ten."""
+    generator = np.random.default_rng(0)
+    for name, count in (("train.tsv", num_train), ("dev.tsv", num_dev)):
+        lines = ["sentence\tlabel"]
+        for number in range(count):
+            label = number % 2
+            clue = generator.integers(0, 10, 2) + (0 if label else 10)
+            words = np.concatenate([clue, generator.integers(20, 95, generator.integers(2, 12))])
+            lines.append(" ".join(WORDS[word] for word in generator.permutation(words)) + f"\t{label}")
+        path = folder / "SST-2" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def tiny_study_fields(root: Path) -> dict:
+    """Plain data of a study that runs in seconds; its files lie under `root`."""
+    model, data = root / "model", root / "data"
+    if not model.exists():
+        write_tiny_model(model)
+        write_tiny_task(data)
+    return {
+        "name": "tiny",
+        "runs_dir": str(root / "runs"),
+        "task": {"name": "sst2", "source": "glue", "data_dir": str(data), "max_length": 32},
+        "teacher": {"model": str(model), "epochs": 3, "learning_rate": 3e-3, "num_blocks": 2},
+        "student": {"hidden_size": 16, "embedding_size": 8, "precision": "float32"},
+        "cell": {"strategy": "darts", "depths": [1], "epochs": 2, "candidates": 2},
+        "block": {"candidates": 2, "epochs": 1},
+        "supernet": {"epochs": 6, "learning_rate": 3e-3, "embedding_learning_rate": 3e-3},
+        "nni": {"concurrency": 2},
+    }
+
+
+def tiny_study(root: Path, **sections: Any) -> Study:
+    """The tiny study with some fields of some sections changed; strategies that take samples take three."""
+    fields = tiny_study_fields(root)
+    for name, changes in sections.items():
+        fields[name] = {**fields.get(name, {}), **changes} if isinstance(changes, dict) else changes
+    if issubclass(STRATEGIES[fields["cell"]["strategy"]].options, TrialOptions):
+        fields["cell"] = {**fields["cell"], "options": {"samples": 3, **fields["cell"].get("options", {})}}
+    return parse_study(fields)
+
+
+def tiny_run(root: Path, **sections: Any) -> Run:
+    """The tiny study opened; see :func:`tiny_study`."""
+    return Run(tiny_study(root, **sections))
+
+
+def all_units(run: Run, *names: str) -> None:
+    """Make every unit of some stages."""
+    for name in names:
+        for unit in load(name).units(run):
+            ensure(run, name, unit)
+
+
+class Recorder(Tracker):
+    """Keeps what a stage reports."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.epochs: list[dict[str, float]] = []
+        self.results: list[dict[str, float]] = []
+
+    def epoch(self, metrics: Mapping[str, float], default: str) -> None:
+        assert default in metrics
+        self.epochs.append(dict(metrics))
+
+    def final(self, metrics: Mapping[str, float]) -> None:
+        self.results.append(dict(metrics))
