@@ -187,6 +187,7 @@ class TextNAS(Body):
         """See :class:`Body`."""
         outputs = [x]
         for pick, layer, skips in zip(self.picks, self.layers, self.skips, strict=True):
+            assert isinstance(skips, nn.ModuleList)
             y = layer(pick(outputs[-self.LAST :]), mask)
             for skip, earlier in zip(skips, outputs, strict=False):
                 y = y + skip(earlier, mask)
@@ -297,6 +298,7 @@ class _Graph(nn.Module):
         states = [self.norms[0](first), self.norms[1](second)]
         nodes = []
         for edges, pick in zip(self.edges, self.picks, strict=True):
+            assert isinstance(edges, nn.ModuleDict)
             # An edge that is not kept has no operation, and its number is not picked.
             nodes.append(pick([edges[str(n)](x, mask) if str(n) in edges else x for n, x in enumerate(states)]))
             if len(nodes) < len(self.edges):

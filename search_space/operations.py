@@ -64,9 +64,10 @@ class AveragePool(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """`(batch, seq, hidden)`, `(batch, seq)` -> `(batch, seq, hidden)`."""
-        window = {"kernel_size": self.kernel_size, "stride": 1, "padding": self.kernel_size // 2}
-        total = F.avg_pool1d(blank(x, mask).transpose(1, 2), **window)
-        share = F.avg_pool1d(mask.to(x.dtype).unsqueeze(1), **window)
+        total, share = (
+            F.avg_pool1d(values, self.kernel_size, stride=1, padding=self.kernel_size // 2)
+            for values in (blank(x, mask).transpose(1, 2), mask.to(x.dtype).unsqueeze(1))
+        )
         return (total / share.clamp(min=1 / self.kernel_size)).transpose(1, 2)
 
 

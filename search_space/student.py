@@ -40,7 +40,7 @@ class Embeddings(nn.Module):
         return self.norm(x + types)
 
     @torch.no_grad()
-    def copy_from(self, teacher: nn.Module) -> None:
+    def copy_from(self, teacher: Any) -> None:
         """Start from the embeddings of a BERT, RoBERTa or DistilBERT: SVD of the word matrix, the rest as it is."""
         words = teacher.word_embeddings.weight
         if isinstance(self.expand, nn.Linear):
@@ -144,8 +144,9 @@ class StudentForSequenceClassification(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
 
     def forward(
         self,
@@ -203,9 +204,11 @@ class StudentForSequenceClassification(PreTrainedModel):
             body.load_state_dict(cell.body.state_dict())
             if isinstance(link, nn.Linear):
                 into = cell.into
+                assert isinstance(into, nn.Linear)
                 if previous is None:
                     link.load_state_dict(into.state_dict())
                 else:
+                    assert isinstance(previous, nn.Linear)
                     link.weight.copy_(into.weight @ previous.weight)
                     link.bias.copy_(into.weight @ previous.bias + into.bias)
             previous = cell.out

@@ -9,9 +9,8 @@ import torch
 
 from nni_bertnas.config import Study
 from nni_bertnas.search.strategies import STRATEGIES, TrialOptions
-from nni_bertnas.stages import load
 from nni_bertnas.stages.run import Run
-from nni_bertnas.stages.stage import ensure
+from nni_bertnas.stages.stage import ensure, load
 from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.study_files import parse_study
 from nni_bertnas.tracking import Tracker

@@ -11,9 +11,8 @@ from nni_bertnas import quiet_libraries
 from nni_bertnas.errors import BertnasError, ConfigError
 from nni_bertnas.launch.channel import NniChannel
 from nni_bertnas.machine import set_threads
-from nni_bertnas.stages import load
 from nni_bertnas.stages.run import Run, Unit
-from nni_bertnas.stages.stage import check_unit, ensure, trials_at_once
+from nni_bertnas.stages.stage import check_unit, ensure, load, trials_at_once
 from nni_bertnas.study_files import load_study
 from nni_bertnas.tracking import Tracker
 

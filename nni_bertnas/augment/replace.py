@@ -108,10 +108,11 @@ class Replacements:
                 found[text, start] = Slot(start, match.end(), tuple(_like(word, match[0]) for word in words))
                 if first == last:
                     masked.append((window, first, text, start))
-        for (_, _, text, start), words in zip(masked, self._predict(encoded["input_ids"], masked), strict=True):
+        predicted = self._predict(encoded["input_ids"], masked)
+        for (_, _, text, start), likely in zip(masked, predicted, strict=True):
             slot = found[text, start]
             word = texts[text][start : slot.end]
-            others = dict.fromkeys(_like(other, word) for other in words if other.lower() != word.lower())
+            others = dict.fromkeys(_like(other, word) for other in likely if other.lower() != word.lower())
             found[text, start] = Slot(start, slot.end, tuple(others)[: self.top_k])
         slots: list[list[Slot]] = [[] for _ in texts]
         for (text, _), slot in sorted(found.items()):

@@ -6,8 +6,9 @@ from nni_bertnas.cli.show import open_console
 from nni_bertnas.cli.stage import make
 from nni_bertnas.report.results import show
 from nni_bertnas.search.strategies import check_search
-from nni_bertnas.stages import STAGES, load
+from nni_bertnas.stages import STAGES
 from nni_bertnas.stages.run import Run
+from nni_bertnas.stages.stage import load
 from nni_bertnas.study_files import load_study
 
 

@@ -13,9 +13,8 @@ from nni_bertnas.cli.show import open_console
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.launch.experiments import make_config, run_experiment
 from nni_bertnas.launch.trial_server import server
-from nni_bertnas.stages import load
 from nni_bertnas.stages.run import Run, Unit, unit_name
-from nni_bertnas.stages.stage import Stage, ensure, find
+from nni_bertnas.stages.stage import Stage, ensure, find, load
 from nni_bertnas.study_files import load_study
 
 

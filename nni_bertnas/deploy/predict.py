@@ -107,7 +107,7 @@ def predict_file(
         raise ConfigError("--columns: the model does not say which columns it reads; name one, or two for pairs")
     records = read_all(source, literal_quotes=literal_quotes)
     found = predictor.probabilities(unlabelled_rows(records, texts, empty_ok=False))
-    new = {"prediction": predictor.predictions(found)}
+    new: dict[str, Any] = {"prediction": predictor.predictions(found)}
     if found.shape[1] > 1:
         new |= {f"probability_{name}": found[:, number] for number, name in enumerate(predictor.label_names)}
     frame = pd.DataFrame([record.values for record in records])

@@ -12,8 +12,9 @@ from nni.experiment.config.utils import unset_base_path
 from nni_bertnas.config import Study
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.search.parameters import nni_search_space
-from nni_bertnas.stages import STAGES, load
+from nni_bertnas.stages import STAGES
 from nni_bertnas.stages.run import Run
+from nni_bertnas.stages.stage import load
 from nni_bertnas.study_files import load_study, read_yaml
 from search_space.listing import Space
 

@@ -116,7 +116,7 @@ class DistillationEvaluator(Lightning):
         trainer = Trainer(gradient_clip_val=clip, limit_val_batches=0, **options)
         super().__init__(SupernetDistillation(self.cells.loss, steps, penalty), trainer, weights, architecture)
 
-    def evaluate(self, model: nn.Module) -> float:
+    def evaluate(self, model: Any) -> float:
         """Train and score one sampled cell; called by multi-trial strategies.
 
         Returns:

@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
@@ -18,9 +18,6 @@ from nni_bertnas.config import STRICT, CellSettings, Natural, Positive, Rate, We
 from nni_bertnas.errors import ConfigError, lookup
 from search_space.cells import AdaBERT
 from search_space.listing import Space
-
-if TYPE_CHECKING:
-    from nni_bertnas.search.search import Found, Search
 
 _GRID_LIMIT = 2000  # architectures
 
@@ -185,9 +182,9 @@ class Strategy:
         # JSON, because strict dataclasses take mappings from it alone.
         return TypeAdapter(self.options).validate_json(json.dumps(dict(raw), default=str))
 
-    def load(self) -> "Callable[[Search], Found]":
-        """The strategy itself."""
-        found: Callable[[Search], Found] = getattr(
+    def load(self) -> Callable[[Any], Any]:
+        """The strategy itself: takes a `Search`, gives what it `Found`, both of :mod:`nni_bertnas.search.search`."""
+        found: Callable[[Any], Any] = getattr(
             importlib.import_module(f"nni_bertnas.search.{self.family}"), self.function
         )
         return found

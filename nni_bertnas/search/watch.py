@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 def architecture_weights(supernet: nn.Module) -> dict[str, tuple[list[str], Tensor]]:
     """Every decision's options and their architecture weights, `(num_options,)`, as NNI's supernet holds them."""
     found: dict[str, tuple[list[str], Tensor]] = {}
+    module: Any
     for module in supernet.modules():
         if hasattr(module, "_arch_alpha"):
             names = module.names if hasattr(module, "names") else [str(n) for n in range(module.n_candidates)]

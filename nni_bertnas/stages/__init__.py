@@ -4,13 +4,8 @@ The commands of `bertnas`, what `--force` takes, the folders of a run and the jo
 from the table. Stages are loaded when they are used, as some of them load torch, Lightning and NNI.
 """
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from nni_bertnas.stages.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -36,12 +31,6 @@ STAGES: Mapping[str, Entry] = {
     "supernet": Entry("the supernet phase through NNI", ("block", "augment")),
     "baselines": Entry("students of random and uniform cells through NNI (study section baseline)", ("supernet",)),
 }
-
-
-def load(name: str) -> "Stage":
-    """The stage of a row."""
-    stage: Stage = importlib.import_module(f"{__name__}.{name}").STAGE
-    return stage
 
 
 def built_on(name: str) -> list[str]:

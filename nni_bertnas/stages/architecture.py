@@ -18,7 +18,7 @@ from nni_bertnas.search.search import Search
 from nni_bertnas.search.watch import collapse
 from nni_bertnas.stages.cells import make_search, metrics, read_candidates
 from nni_bertnas.stages.run import Result, Run, Unit
-from nni_bertnas.stages.stage import ensure
+from nni_bertnas.stages.stage import ensure, stage_fingerprint
 from nni_bertnas.student.candidates import save_candidates
 from nni_bertnas.tracking import Tracker
 from nni_bertnas.training.trainer import pl
@@ -78,7 +78,7 @@ def _trials(run: Run, unit: Unit) -> Path:
 def _settings(run: Run, unit: Unit) -> str:
     training = {name: value for name, value in to_dict(run.study.cell).items() if name not in _OF_STRATEGY}
     return fingerprint(
-        run.fingerprint("features"),
+        stage_fingerprint(run, "features"),
         run.study.seed,
         run.study.student.hidden_size,
         training,

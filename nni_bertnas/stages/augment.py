@@ -19,7 +19,7 @@ from nni_bertnas.data.tokens import tokenize
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.machine import best_device
 from nni_bertnas.stages.run import Result, Run, Unit
-from nni_bertnas.stages.stage import Stage
+from nni_bertnas.stages.stage import Stage, stage_fingerprint
 from nni_bertnas.store.reader import FeatureStore
 from nni_bertnas.store.writer import SplitWriter
 from nni_bertnas.tracking import Tracker
@@ -50,7 +50,7 @@ def _fingerprint(run: Run, unit: Unit) -> str:
     if vectors is not None and not Path(vectors).is_file():
         raise ConfigError(f"augment.vectors: {vectors} does not exist")
     return fingerprint(
-        run.fingerprint("teacher"),
+        stage_fingerprint(run, "teacher"),
         settings,
         weights_fingerprint(_masked_lm(run)),
         vectors and file_fingerprint(Path(vectors)),

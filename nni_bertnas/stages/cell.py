@@ -13,7 +13,7 @@ from nni_bertnas.search.strategies import check_search, find_strategy
 from nni_bertnas.search.watch import collapse
 from nni_bertnas.stages.cells import describe, make_search, metrics
 from nni_bertnas.stages.run import Result, Run, Unit
-from nni_bertnas.stages.stage import Stage
+from nni_bertnas.stages.stage import Stage, stage_fingerprint
 from nni_bertnas.student.candidates import save_candidates
 from nni_bertnas.tracking import Tracker
 from nni_bertnas.training.trainer import pl
@@ -34,7 +34,7 @@ def _fingerprint(run: Run, unit: Unit) -> str:
     settings = to_dict(study.cell) | {"options": to_dict(find_strategy(study.cell)[1])}
     del settings["depths"]  # another depth leaves this one as it is
     student = study.student.hidden_size, study.student.precision
-    return fingerprint(run.fingerprint("features"), study.seed, student, settings, unit["block"], unit["depth"])
+    return fingerprint(stage_fingerprint(run, "features"), study.seed, student, settings, unit["block"], unit["depth"])
 
 
 def _check(run: Run, unit: Unit) -> None:

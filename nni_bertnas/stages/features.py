@@ -15,7 +15,7 @@ from nni_bertnas.data.task_data import load_transfer
 from nni_bertnas.data.tokens import tokenize
 from nni_bertnas.machine import best_device
 from nni_bertnas.stages.run import Result, Run, Unit
-from nni_bertnas.stages.stage import Stage
+from nni_bertnas.stages.stage import Stage, stage_fingerprint
 from nni_bertnas.store.budget import rows_within
 from nni_bertnas.store.writer import SplitWriter
 from nni_bertnas.tracking import Tracker
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 def _fingerprint(run: Run, unit: Unit) -> str:
     """Of teacher, data, edges and how they are stored."""
     study = run.study
-    return fingerprint(run.fingerprint("teacher"), study.task.transfer_rows, run.edges, to_dict(study.features))
+    return fingerprint(stage_fingerprint(run, "teacher"), study.task.transfer_rows, run.edges, to_dict(study.features))
 
 
 def _stamps(folder: Path) -> dict[str, list[int]]:

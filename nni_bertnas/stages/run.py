@@ -17,7 +17,7 @@ from nni_bertnas.data.task_data import TaskData, load_task
 from nni_bertnas.data.tasks import TaskSpec, task_spec
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.search.strategies import list_spaces
-from nni_bertnas.stages import built_on, load
+from nni_bertnas.stages import built_on
 from nni_bertnas.store.reader import FeatureStore
 from nni_bertnas.tracking import Channel, Tracker, Watcher, start_wandb
 from nni_bertnas.training.cells import CellTrainer
@@ -46,7 +46,7 @@ class Run:
     def __init__(self, study: Study) -> None:
         self.study = study
         self.root = Path(study.runs_dir) / study.name
-        self._fingerprints: dict[str, str] = {}
+        self.fingerprints: dict[str, str] = {}  # of stages, see stage_fingerprint
 
     # where
 
@@ -155,12 +155,6 @@ class Run:
 
     # results
 
-    def fingerprint(self, stage: str) -> str:
-        """Of a stage that depends on the study and its data alone, such as the teacher; made once."""
-        if stage not in self._fingerprints:
-            self._fingerprints[stage] = load(stage).fingerprint(self, {})
-        return self._fingerprints[stage]
-
     def read(self, stage: str, unit: Unit | None = None) -> Result | None:
         """The result of a unit, whatever it was made from; None where there is none."""
         return read_result(self.folder(stage, unit))
@@ -177,7 +171,7 @@ class Run:
 
     def refresh(self) -> None:
         """Forget what was read from results, as one was made anew."""
-        self._fingerprints.clear()
+        self.fingerprints.clear()
         for name in ("edges", "train", "dev"):
             self.__dict__.pop(name, None)
 

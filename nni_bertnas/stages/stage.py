@@ -1,5 +1,6 @@
 """The contract of all stages, and what is done with it: a unit found, made, or ensured."""
 
+import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from nni_bertnas.config import Study
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.machine import memory_bytes, num_cores
 from nni_bertnas.search.strategies import check_search
-from nni_bertnas.stages import STAGES, load
+from nni_bertnas.stages import STAGES
 from nni_bertnas.stages.run import Result, Run, Unit, unit_name
 from nni_bertnas.tracking import Tracker
 
@@ -58,6 +59,19 @@ class Stage:
     alone: bool = False
     in_place: bool = False
     missing: str = ""
+
+
+def load(name: str) -> Stage:
+    """The stage of a row of STAGES."""
+    stage: Stage = importlib.import_module(f"nni_bertnas.stages.{name}").STAGE
+    return stage
+
+
+def stage_fingerprint(run: Run, name: str) -> str:
+    """The fingerprint of a stage that depends on the study and its data alone, such as the teacher; made once."""
+    if name not in run.fingerprints:
+        run.fingerprints[name] = load(name).fingerprint(run, {})
+    return run.fingerprints[name]
 
 
 def find(run: Run, name: str, unit: Unit | None = None) -> Result | None:

@@ -10,7 +10,7 @@ from nni_bertnas.config import to_dict
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.stages.cells import load_ranked, read_rankings
 from nni_bertnas.stages.run import Result, Run, Unit
-from nni_bertnas.stages.stage import Stage
+from nni_bertnas.stages.stage import Stage, stage_fingerprint
 from nni_bertnas.stages.students import StudentMaker, describe, metrics
 from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.student.cost import Call, cell_call, count_params, model_call
@@ -24,7 +24,7 @@ SEARCHED = "searched"
 def _fingerprint(run: Run, unit: Unit) -> str:
     study = run.study
     parts = [to_dict(part) for part in (study.student, study.supernet, study.distill)]
-    augmented = [run.fingerprint("augment"), study.augment.copies] if study.augment.copies else []
+    augmented = [stage_fingerprint(run, "augment"), study.augment.copies] if study.augment.copies else []
     return fingerprint([ranking["fingerprint"] for ranking in read_rankings(run)], unit["seed"], parts, augmented)
 
 

@@ -87,7 +87,7 @@ class SplitWriter:
         arrays["stored"] = self.stored
         plan = fingerprint(
             self.edges, self.layout.dtype, self.rows,
-            [zlib.crc32(np.ascontiguousarray(array)) for array in arrays.values()], self.layout.num_labels,
+            [zlib.crc32(np.ascontiguousarray(array).data) for array in arrays.values()], self.layout.num_labels,
         )  # fmt: skip
         shards = self._kept(plan)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ class SplitWriter:
                 )
         checksums = {}
         for name, buffer in buffers.items():
-            content = buffer.view(torch.uint8).numpy()
+            content = buffer.view(torch.uint8).numpy().data
             with (self.folder / f"{name}.bin").open("r+b") as file:
                 file.seek(self._range(name, number)[0])
                 file.write(content)

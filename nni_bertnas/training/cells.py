@@ -19,6 +19,7 @@ from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.training.losses import Output, Scale, masked_absolute_sum, weighted_losses
 from nni_bertnas.training.optimizers import OPTIMIZERS, adamw_linear
 from nni_bertnas.training.trainer import EpochReport, Report, fit, pl
+from search_space.cells import Cell
 
 _REGRESSION_TOKENS = 50_000  # enough for a few hundred units
 _log = logging.getLogger(__name__)
@@ -163,12 +164,13 @@ class CellTrainer:
         return make_loader(dataset, self.settings.batch_size, shuffle=True, seed=self.seed, **options)
 
     @torch.no_grad()
-    def start_maps(self, cells: Sequence[nn.Module]) -> None:
+    def start_maps(self, cells: Iterable[nn.Module]) -> None:
         """Set the maps into and out of each cell's width to the best linear map from its entry to its exit.
 
         See :func:`reduced_rank_regression`. Equal widths have no maps, and nothing is done.
         """
         for cell, (entry, exit_) in zip(cells, itertools.pairwise(self.edges), strict=True):
+            assert isinstance(cell, Cell)
             if not isinstance(cell.into, nn.Linear):
                 continue
             width = cell.into.out_features

@@ -7,6 +7,14 @@ import torch
 from torch import Tensor, nn
 
 
+def _loss_of(closure: Callable[[], Any] | None) -> Any:
+    """What a closure gives, once it has computed the gradients."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
 class MuonAdamW(torch.optim.Optimizer):
     """torch's Muon (Jordan et al., 2024) on parameters of two dimensions, AdamW on all others.
 
@@ -33,12 +41,9 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__([group for part in self.parts for group in part.param_groups], {})  # shared with the parts
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Called by Lightning, with a closure that computes the gradients."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _loss_of(closure)
         for part in self.parts:
             part.step()
         return loss
@@ -52,12 +57,9 @@ class RowSparseAdamW(torch.optim.AdamW):
     """
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Called by Lightning, with a closure that computes the gradients."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _loss_of(closure)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.grad.is_sparse:

@@ -16,10 +16,9 @@ from nni_bertnas.cli import main
 from nni_bertnas.config import to_yaml
 from nni_bertnas.data.batches import make_stream, model_inputs
 from nni_bertnas.errors import ConfigError, PhaseError
-from nni_bertnas.stages import load
 from nni_bertnas.stages.augment import disagreement
 from nni_bertnas.stages.run import Run
-from nni_bertnas.stages.stage import ensure, find
+from nni_bertnas.stages.stage import ensure, find, load
 from nni_bertnas.store.reader import FeatureDataset
 from nni_bertnas.tracking import Tracker
 from nni_bertnas.training import masked_lm

@@ -13,10 +13,10 @@ from nni_bertnas.launch.experiments import make_config
 from nni_bertnas.report.results import best_student, show
 from nni_bertnas.search.random_cells import BASELINES, Matching, params_cost
 from nni_bertnas.search.watch import collapse
-from nni_bertnas.stages import baselines, load
+from nni_bertnas.stages import baselines
 from nni_bertnas.stages.baselines import read_name, train_cells
 from nni_bertnas.stages.run import Run
-from nni_bertnas.stages.stage import ensure, find
+from nni_bertnas.stages.stage import ensure, find, load
 from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.training.cells import CellTrainer
 from search_space.cells import spell

@@ -5,11 +5,10 @@ import pytest
 from tiny import tiny_run
 
 from nni_bertnas.errors import ConfigError
-from nni_bertnas.stages import load
 from nni_bertnas.stages.cell import PATHS
 from nni_bertnas.stages.cells import read_candidates
 from nni_bertnas.stages.run import Run
-from nni_bertnas.stages.stage import ensure, find
+from nni_bertnas.stages.stage import ensure, find, load
 from nni_bertnas.training.cells import block_scores
 
 UNIT = {"block": 0, "depth": 1}

@@ -6,17 +6,17 @@ from tiny import tiny_run, tiny_study
 
 from nni_bertnas.config import Study
 from nni_bertnas.stages.run import Run
-from nni_bertnas.stages.stage import ensure, find
+from nni_bertnas.stages.stage import ensure, find, stage_fingerprint
 
 
 def test_fingerprint_follows_teacher_data_and_edges(built: Run) -> None:
     root = built.root.parents[1]
 
     def mark(**sections: dict) -> str:
-        return tiny_run(root, **sections).fingerprint("features")
+        return stage_fingerprint(tiny_run(root, **sections), "features")
 
     before = mark()
-    assert before == built.fingerprint("features")
+    assert before == stage_fingerprint(built, "features")
     assert mark(teacher={"num_blocks": None, "boundaries": [0, 2]}) != before
     assert mark(task={"max_train_rows": 100}) != before
     assert mark(teacher={"learning_rate": 1e-3}) != before

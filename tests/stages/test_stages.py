@@ -15,11 +15,11 @@ from nni_bertnas.cli import main
 from nni_bertnas.config import to_yaml
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.report.results import best_student, show
-from nni_bertnas.stages import STAGES, built_on, load, stage
+from nni_bertnas.stages import STAGES, built_on, stage
 from nni_bertnas.stages.block import choose
 from nni_bertnas.stages.cells import starts_fresh
 from nni_bertnas.stages.run import Run
-from nni_bertnas.stages.stage import check_unit, ensure, find, run_study, trials_at_once
+from nni_bertnas.stages.stage import check_unit, ensure, find, load, run_study, stage_fingerprint, trials_at_once
 from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.study_files import parse_study
 from search_space.student import StudentForSequenceClassification
@@ -171,7 +171,7 @@ def test_missing_inputs_name_the_command(tmp_path: Path, built: Run) -> None:
     with pytest.raises(PhaseError, match="bertnas run"):
         best_student(built)
     with pytest.raises(PhaseError, match="bertnas teacher"):
-        tiny_run(tmp_path).fingerprint("features")
+        stage_fingerprint(tiny_run(tmp_path), "features")
 
 
 def test_atomic_folder_leaves_nothing_half_written(tmp_path: Path) -> None:
