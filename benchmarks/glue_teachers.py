@@ -7,54 +7,35 @@ train. A finished teacher is reused, so it can be run in pieces. Raw results go 
 benchmarks/results/glue_teachers.json; the last line is one JSON object. 3 to 6 minutes per teacher on two cores.
 """
 
-import argparse
-import dataclasses
-import json
-import os
-from pathlib import Path
 from statistics import mean
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+from common import RESULTS, Results, change, finish, glue_study, options_parser, start
 
-import torch
-
-from nni_bertnas import quiet_libraries
-from nni_bertnas.config import load_study, study_to_dict
-from nni_bertnas.training.teacher import ensure_teacher
-
-HERE = Path(__file__).parent
-TARGET = HERE / "results" / "glue_teachers.json"
-STUDIES = HERE.parent / "experiment_configs" / "studies" / "glue"
+from nni_bertnas.config import to_dict
+from nni_bertnas.stages.run import Run
+from nni_bertnas.stages.stage import ensure
 
 
 def main() -> None:
     """Make the teachers, write the results, print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--glue", required=True, help="folder that holds RTE/, MRPC/ ...")
-    parser.add_argument("--tasks", nargs="+", default=["rte", "mrpc", "cola", "stsb"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser = options_parser(__doc__, tasks=("rte", "mrpc", "cola", "stsb"), seeds=(0, 1, 2))
     arguments = parser.parse_args()
-    quiet_libraries()
-    torch.set_num_threads(arguments.threads)
-    results = json.loads(TARGET.read_text()) if TARGET.exists() else {}
+    start(arguments.threads)
+    results = Results(RESULTS / "glue_teachers.json")
     for seed in arguments.seeds:
         for name in arguments.tasks:
-            study = load_study(STUDIES / f"{name}.yml")
-            task = dataclasses.replace(study.task, data_dir=arguments.glue)
-            study = dataclasses.replace(
-                study, name=f"{study.name}-{seed}" if seed else study.name, seed=seed, task=task
-            )
-            result = ensure_teacher(study)
-            results.setdefault(name, {})[str(seed)] = {**result, "teacher": study_to_dict(study)["teacher"]}
-            TARGET.write_text(json.dumps(results, indent=1))
+            study = glue_study(name, arguments.glue)
+            study = change(study, name=f"{study.name}-{seed}" if seed else study.name, seed=seed)
+            result = ensure(Run(study), "teacher")
+            found = results.data.get(name, {})
+            results[name] = {**found, str(seed): {**result, "teacher": to_dict(study.teacher)}}
             print(name, seed, {key: result[key] for key in result if key.startswith(("dev", "glue_dev"))}, flush=True)
     figures = {
         name: {metric: round(mean(one["glue_dev"][metric] * 100 for one in found.values()), 2) for metric in metrics}
-        for name, found in results.items()
+        for name, found in results.data.items()
         for metrics in [next(iter(found.values()))["glue_dev"]]
     }
-    print(json.dumps(figures))
+    finish(figures)
 
 
 if __name__ == "__main__":

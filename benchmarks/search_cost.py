@@ -18,9 +18,7 @@ search_cost.png is a plot; the last line is one JSON object.
 """
 
 import argparse
-import dataclasses
 import json
-import os
 import resource
 import shutil
 import subprocess
@@ -31,45 +29,40 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import torch
-from steps import make_study, teacher_step
+from common import RESULTS, Results, change, finish, glue_study, options_parser, start, teacher_step
 
-from nni_bertnas import quiet_libraries
-from nni_bertnas.artifacts import RunDirectory
-from nni_bertnas.config import StudentConfig, Study, study_to_dict, study_to_yaml
-from nni_bertnas.data.batches import LengthBatches, load_task, make_loader, tokenize
+from nni_bertnas.config import StudentSettings, Study, to_dict, to_yaml
+from nni_bertnas.data.batches import Batch, LengthBatches, make_loader, model_inputs
+from nni_bertnas.data.tokens import tokenize
 from nni_bertnas.launch.experiments import make_config, run_experiment
 from nni_bertnas.launch.trial_server import server
-from nni_bertnas.stages import block
-from nni_bertnas.store.reader import FeatureDataset, FeatureStore, ensure_features, study_edges
-from nni_bertnas.store.writer import _BATCH_SIZE, SplitWriter
-from nni_bertnas.training.metrics import model_inputs
-from nni_bertnas.training.teacher import ensure_teacher, load_teacher
+from nni_bertnas.stages.run import Run
+from nni_bertnas.stages.stage import ensure, find, load
+from nni_bertnas.store.reader import FeatureDataset, FeatureStore
+from nni_bertnas.store.writer import BATCH_SIZE, SplitWriter
 
-HERE = Path(__file__).parent
 IMPORTS = "import nni, torch, pytorch_lightning"
 PARTS = ("search", "store", "start", "memory")
 SIZES = (25_000, 50_000, 100_000, 400_000)
 
 
+def make_study(options: argparse.Namespace) -> Study:
+    """A part of SST-2 and a teacher of one epoch."""
+    study = glue_study("sst2", options.glue)
+    return change(study, name="steps", task={"max_train_rows": options.rows}, teacher={"epochs": 1})
+
+
 def measure_search(study: Study, seed: int, teacher: Path | None) -> dict[str, Any]:
     """Of all rows: the default search between two parts of a teacher's epoch, then the slow search."""
-    study = dataclasses.replace(
-        study,
-        name=f"search-{seed}",
-        seed=seed,
-        task=dataclasses.replace(study.task, max_train_rows=None),
-        teacher=study.teacher if teacher is None else dataclasses.replace(study.teacher, model=str(teacher)),
-        student=StudentConfig(),
-    )
-    result: dict[str, Any] = {"teacher": ensure_teacher(study), "store_seconds": ensure_features(study)["seconds"]}
-    tokenizer = load_teacher(study)[1]
-    data = tokenize(tokenizer, load_task(study.task).splits["train"], study.task.max_length)
+    model = {} if teacher is None else {"model": str(teacher)}
+    task = {"max_train_rows": None}
+    study = change(study, name=f"search-{seed}", seed=seed, task=task, teacher=model, student=StudentSettings())
+    run = Run(study)
+    result: dict[str, Any] = {"teacher": ensure(run, "teacher"), "store_seconds": ensure(run, "features")["seconds"]}
+    data = tokenize(run.load_teacher()[1], run.data.splits["train"], study.task.max_length)
     batches = list(make_loader(data, study.teacher.batch_size, shuffle=True))
-    step, part = teacher_step(study), len(batches) // 8
-    slow = dataclasses.replace(study.cell, max_rows=None, epochs=1, depths=[max(study.cell.depths)])
+    step, part = teacher_step(run), len(batches) // 8
     seconds = [take(step, batches[:part])]
     result["default"] = run_phases(study)
     seconds.append(take(step, batches[part : 2 * part]))
@@ -78,9 +71,8 @@ def measure_search(study: Study, seed: int, teacher: Path | None) -> dict[str, A
     result["search_over_epoch"] = sum(result["default"]["seconds"].values()) / epoch
     result["search_and_store_over_epoch"] = result["search_over_epoch"] + result["store_seconds"] / epoch
     print(json.dumps(result), flush=True)
-    result["slow"] = run_phases(
-        dataclasses.replace(study, cell=slow, block=dataclasses.replace(study.block, candidates=1))
-    )
+    slow = {"max_rows": None, "epochs": 1, "depths": [max(study.cell.depths)]}
+    result["slow"] = run_phases(change(study, cell=slow, block={"candidates": 1}))
     result["default_over_slow_score"] = [
         fast[0] / best[0]
         for fast, best in zip(result["default"]["block_scores"], result["slow"]["block_scores"], strict=True)
@@ -88,7 +80,7 @@ def measure_search(study: Study, seed: int, teacher: Path | None) -> dict[str, A
     return result
 
 
-def take(step: Callable[[Any], None], batches: list[Any]) -> float:
+def take(step: Callable[[Batch], None], batches: list[Batch]) -> float:
     """Seconds of a step on each batch."""
     start = time.perf_counter()
     for batch in batches:
@@ -98,40 +90,41 @@ def take(step: Callable[[Any], None], batches: list[Any]) -> float:
 
 def run_phases(study: Study) -> dict[str, Any]:
     """Cell and block from nothing, each with its seconds; the scores of every block's candidates, best first."""
-    root = RunDirectory(study).root
-    path = root / "search.yml"
-    path.write_text(study_to_yaml(study))
+    run = Run(study)
+    path = run.root / "search.yml"
+    path.write_text(to_yaml(study))
     seconds = {}
     for phase in ("cell", "block"):
-        shutil.rmtree(root / phase, ignore_errors=True)
-        start = time.perf_counter()
+        shutil.rmtree(run.folder(phase), ignore_errors=True)
+        begin = time.perf_counter()
         subprocess.run([Path(sys.executable).with_name("bertnas"), phase, path], check=True)
-        seconds[phase] = time.perf_counter() - start
-    found = [block.find(study, number)["candidates"] for number in range(len(study_edges(study)) - 1)]
+        seconds[phase] = time.perf_counter() - begin
+    results = [find(run, "block", unit) for unit in load("block").units(run)]
+    found = [result["candidates"] for result in results if result is not None]
     return {
         "seconds": seconds,
-        "settings": {phase: study_to_dict(study)[phase] for phase in ("cell", "block")},
+        "settings": {"cell": to_dict(study.cell), "block": to_dict(study.block)},
         "block_scores": [[one["score"] for one in candidates] for candidates in found],
         "architectures": [[one["architecture"] for one in candidates] for candidates in found],
     }
 
 
-def measure_store(study: Study) -> dict[str, Any]:
+def measure_store(run: Run) -> dict[str, Any]:
     """Building over plain inference, five rounds."""
-    teacher, tokenizer = load_teacher(study)
-    data = tokenize(tokenizer, load_task(study.task).splits["train"], study.task.max_length)
-    folder = RunDirectory(study).root / "store"
+    teacher, tokenizer = run.load_teacher()
+    data = tokenize(tokenizer, run.data.splits["train"], run.study.task.max_length)
+    folder = run.root / "store"
     seconds: dict[str, list[float]] = {"plain": [], "build": []}
     for _ in range(5):
-        start = time.perf_counter()
+        begin = time.perf_counter()
         with torch.inference_mode():
-            for rows in LengthBatches(data.lengths, _BATCH_SIZE, shuffle=False):
-                teacher(**model_inputs(teacher, data.__getitems__(rows)))
-        seconds["plain"].append(time.perf_counter() - start)
+            for rows in LengthBatches(data.lengths, BATCH_SIZE, shuffle=False):
+                teacher(**model_inputs(teacher, data.batch(rows)))
+        seconds["plain"].append(time.perf_counter() - begin)
         shutil.rmtree(folder, ignore_errors=True)
-        start = time.perf_counter()
-        SplitWriter(folder, teacher, data, study_edges(study)).write()
-        seconds["build"].append(time.perf_counter() - start)
+        begin = time.perf_counter()
+        SplitWriter(folder, teacher, data, run.edges).write()
+        seconds["build"].append(time.perf_counter() - begin)
     size = sum(file.stat().st_size for file in folder.iterdir())
     shutil.rmtree(folder)
     return {
@@ -143,54 +136,53 @@ def measure_store(study: Study) -> dict[str, Any]:
     }
 
 
-def measure_start(study: Study) -> dict[str, Any]:
+def measure_start(run: Run) -> dict[str, Any]:
     """Lengths of trials that do next to nothing, in seconds."""
     result: dict[str, Any] = {}
     imports = []
     for _ in range(3):
-        start = time.perf_counter()
+        begin = time.perf_counter()
         subprocess.run([sys.executable, "-W", "ignore", "-c", IMPORTS], check=True)
-        imports.append(time.perf_counter() - start)
+        imports.append(time.perf_counter() - begin)
     result["plain_imports"] = median(imports)
-    cell = dataclasses.replace(study.cell, strategy="random", samples=1, epochs=1, max_rows=64, depths=[1])
-    study = dataclasses.replace(study, cell=cell, nni=dataclasses.replace(study.nni, concurrency=1))
-    path = RunDirectory(study).root / "start.yml"
-    path.write_text(study_to_yaml(study))
-    units = [{"block": block, "depth": 1} for block in range(3)]
+    cell = {"strategy": "random", "options": {"samples": 1}, "epochs": 1, "max_rows": 64, "depths": [1]}
+    one, stage = Run(change(run.study, cell=cell, nni={"concurrency": 1})), load("cell")
+    path = run.root / "start.yml"
+    path.write_text(to_yaml(one.study))
     for name, quick in (("alone", False), ("forked", True)):
-        shutil.rmtree(RunDirectory(study).root / "cell", ignore_errors=True)
+        shutil.rmtree(run.folder("cell"), ignore_errors=True)
         found: dict[str, float] = {}
 
         def show(jobs: list[Any], address: str, found: dict[str, float] = found) -> None:
             found |= {job.trialJobId: (job.endTime - job.startTime) / 1000 for job in jobs if job.endTime}
 
         with server() as address:
-            run_experiment(make_config(study, path, "cell", units, address if quick else None), 8280, show)
+            run_experiment(make_config(one, path, stage, stage.units(one), address if quick else None), 8280, show)
         result[name] = sorted(found.values())
     result["forked_over_imports"] = median(result["forked"]) / result["plain_imports"]
     return result
 
 
-def build_and_read(study: Study, rows: int) -> dict[str, Any]:
+def build_and_read(run: Run, rows: int) -> dict[str, Any]:
     """A store of so many rows, in this process."""
-    teacher, tokenizer = load_teacher(study)
-    train = load_task(study.task).splits["train"]
+    teacher, tokenizer = run.load_teacher()
+    train = run.data.splits["train"]
     some = train.take([number % len(train) for number in range(rows)])
-    start = time.perf_counter()
-    data = tokenize(tokenizer, some, study.task.max_length)
-    folder = RunDirectory(study).root / f"store-{rows}"
+    begin = time.perf_counter()
+    data = tokenize(tokenizer, some, run.study.task.max_length)
+    folder = run.root / f"store-{rows}"
     shutil.rmtree(folder, ignore_errors=True)
-    SplitWriter(folder, teacher, data, study_edges(study)).write()
+    SplitWriter(folder, teacher, data, run.edges).write()
     built = time.perf_counter()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     store = FeatureStore(folder)
     for batch in make_loader(FeatureDataset(store, store.edges), 64, shuffle=True):
-        assert len(batch["hidden"]) == len(store.edges)
+        assert len(batch.hidden) == len(store.edges)
     result = {
         "rows": rows,
         "tokens": int(data.offsets[-1]),
         "bytes": sum(file.stat().st_size for file in folder.iterdir()),
-        "build_seconds": built - start,
+        "build_seconds": built - begin,
         "read_seconds": time.perf_counter() - built,
         "building_mib": before / 1024,
         "resident_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -203,17 +195,8 @@ def measure_memory(options: argparse.Namespace) -> list[dict[str, Any]]:
     """All sizes, each in a process of its own."""
     found = []
     for rows in options.sizes:
-        command = [
-            sys.executable,
-            __file__,
-            "--glue",
-            options.glue,
-            "--threads",
-            str(options.threads),
-            "--build",
-            str(rows),
-        ]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        command = [sys.executable, __file__, "--glue", options.glue, "--threads", str(options.threads)]
+        done = subprocess.run([*command, "--build", str(rows)], check=True, capture_output=True, text=True)
         found.append(json.loads(done.stdout.splitlines()[-1]))
         print(found[-1], flush=True)
     return found
@@ -235,39 +218,35 @@ def plot(sizes: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     """Measure what is asked for, write, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--glue", required=True, help="folder that holds SST-2/")
+    parser = options_parser(__doc__, seeds=(0, 1))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1), help="of the part search")
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
     parser.add_argument("--rows", type=int, default=3000)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--build", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "search_cost.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "search_cost.json")
     options = parser.parse_args()
-    quiet_libraries()
-    torch.set_num_threads(options.threads)
+    start(options.threads)
     study = make_study(options)
-    ensure_teacher(study)
-    ensure_features(study)
+    run = Run(study)
+    ensure(run, "features")
     if options.build:
-        print(json.dumps(build_and_read(study, options.build)))
+        finish(build_and_read(run, options.build))
         return
-    result = json.loads(options.output.read_text()) if options.output.exists() else {}
+    results = Results(options.output)
     for part in options.parts:
         if part == "search":
-            result[part], teacher = {}, None
+            found: dict[str, Any] = {}
+            teacher: Path | None = None
             for seed in options.seeds:
-                result[part][str(seed)] = measure_search(study, seed, teacher)
-                options.output.write_text(json.dumps(result, indent=1))
+                found[str(seed)] = measure_search(study, seed, teacher)
+                results[part] = found
                 teacher = teacher or (Path(study.runs_dir) / f"search-{seed}" / "teacher").resolve()
         elif part == "memory":
-            result[part] = measure_memory(options)
-            plot(result[part], options.output.with_suffix(".png"))
+            results[part] = measure_memory(options)
+            plot(results.data[part], options.output.with_suffix(".png"))
         else:
-            result[part] = {"store": measure_store, "start": measure_start}[part](study)
-        options.output.write_text(json.dumps(result, indent=1))
-    print(json.dumps(result))
+            results[part] = {"store": measure_store, "start": measure_start}[part](run)
+    finish(results.data)
 
 
 if __name__ == "__main__":

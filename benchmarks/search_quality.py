@@ -15,173 +15,142 @@ that nobody trained alone, search_quality.png is a plot; the last line is one JS
 """
 
 import argparse
-import dataclasses
-import json
-import os
 import random
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import numpy as np
-import torch
+from common import RESULTS, Results, change, finish, glue_study, options_parser, start
 from scipy.stats import kendalltau
 
-from nni_bertnas import quiet_libraries
-from nni_bertnas.artifacts import RunDirectory
-from nni_bertnas.config import Study, load_study
+from nni_bertnas.config import Study
 from nni_bertnas.search.random_cells import sample_architecture, uniform_architectures
-from nni_bertnas.search.strategies import STRATEGIES as SEARCHES
-from nni_bertnas.search.strategies import Search
-from nni_bertnas.stages.cell import make_search
-from nni_bertnas.store.reader import ensure_features
-from nni_bertnas.training.teacher import ensure_teacher
+from nni_bertnas.search.search import Search, mean_score
+from nni_bertnas.search.strategies import STRATEGIES as ROWS
+from nni_bertnas.search.strategies import OneShotOptions
+from nni_bertnas.stages.cells import make_search
+from nni_bertnas.stages.run import Run
+from nni_bertnas.stages.stage import ensure
 from nni_bertnas.training.trainer import pl
 from search_space.cells import Architecture, spell
 
-HERE = Path(__file__).parent
-TARGET = HERE / "results" / "search_quality.json"
-STUDIES = HERE.parent / "experiment_configs" / "studies" / "glue"
 MAX_TRAIN_ROWS = {"sst2": 10_000}
 BLOCK = 1
 RANDOM_CELLS = 20
-STRATEGIES: dict[str, dict[str, Any]] = {
-    "darts": {"strategy": "darts", "epochs": 2},
-    "darts, 6 epochs": {"strategy": "darts", "epochs": 6},
-    "darts, paths ranked": {"strategy": "darts", "epochs": 2, "ranking": "weights"},
-    "gumbel_darts": {"strategy": "gumbel_darts", "epochs": 2},
-    "proxyless": {"strategy": "proxyless", "epochs": 4},
-    "random_one_shot": {"strategy": "random_one_shot", "epochs": 12},
-    "random_one_shot, 36 epochs": {"strategy": "random_one_shot", "epochs": 36},
-    "random": {"strategy": "random", "epochs": 1, "samples": 20},
-    "evolution": {"strategy": "evolution", "epochs": 1, "samples": 20, "population": 8},
-    "tpe": {"strategy": "tpe", "epochs": 1, "samples": 20},
+# What is searched -> strategy, epochs, options.
+STRATEGIES: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "darts": ("darts", 2, {}),
+    "darts, 6 epochs": ("darts", 6, {}),
+    "darts, paths ranked": ("darts", 2, {"ranking": "weights"}),
+    "gumbel_darts": ("gumbel_darts", 2, {}),
+    "proxyless": ("proxyless", 4, {}),
+    "random_one_shot": ("random_one_shot", 12, {}),
+    "random_one_shot, 36 epochs": ("random_one_shot", 36, {}),
+    "random": ("random", 1, {"samples": 20}),
+    "evolution": ("evolution", 1, {"samples": 20, "population": 8}),
+    "tpe": ("tpe", 1, {"samples": 20}),
 }
 
 DEFAULT = ["darts", "gumbel_darts", "random_one_shot", "random", "evolution"]
 
 
-def make_study(name: str, options: argparse.Namespace, seed: int = 0, **cell: Any) -> Study:
-    """One task's study; where train is cut, the teacher is the one of the uncut study, as it is."""
-    study = load_study(STUDIES / f"{name}.yml")
-    study = dataclasses.replace(study, task=dataclasses.replace(study.task, data_dir=options.glue))
-    rows = MAX_TRAIN_ROWS.get(name)
-    if rows is not None:
-        ensure_teacher(study)
-        teacher = dataclasses.replace(study.teacher, model=str(RunDirectory(study).teacher), fine_tune="never")
-        task = dataclasses.replace(study.task, max_train_rows=rows)
-        study = dataclasses.replace(study, name=f"{study.name}-{rows}", task=task, teacher=teacher)
+def make_study(name: str, options: argparse.Namespace, seed: int = 0, strategy: str = "evolution") -> Study:
+    """One task's study, with the settings of a search."""
+    row, epochs, own = STRATEGIES[strategy]
+    if issubclass(ROWS[row].options, OneShotOptions):
+        own = {"candidate_epochs": 1, "rank_limit": 2000, "rank_rows": 100, **own}
     settings = {
         "space": options.space,
+        "strategy": row,
+        "depths": [options.depth],
+        "epochs": epochs,
+        "options": own,
         "cost": "num_params",
         "max_cost": float(options.max_params),
         "candidates": 3,
-        "candidate_epochs": 1,
-        "rank_limit": 2000,
-        "rank_rows": 100,
         "max_rows": None,
-        **cell,
     }
-    return dataclasses.replace(
-        study,
-        seed=seed,
-        student=dataclasses.replace(study.student, hidden_size=128),
-        cell=dataclasses.replace(study.cell, **settings),
-    )
+    study = glue_study(name, options.glue, MAX_TRAIN_ROWS.get(name))
+    return change(study, seed=seed, student={"hidden_size": 128}, cell=settings)
 
 
 def train_alone(search: Search, architecture: Architecture, epochs: int, seed: int) -> float:
     """The block score of an architecture trained from fresh weights."""
     pl.seed_everything(seed, verbose=False)
-    evaluator = search.make_evaluator()
-    cells = [search.space.build(architecture)]
-    evaluator.start_maps(cells)
-    return evaluator.fit_cells(cells, epochs)[0]
+    return search.trainer.fit_cells(search.build(architecture), epochs)[0]
 
 
-def random_cells(search: Search, count: int) -> list[Architecture]:
+def cost(search: Search, architecture: Architecture) -> float:
+    """Parameters of a cell's operations."""
+    assert search.costs is not None
+    return search.costs.of(architecture)
+
+
+def random_cells(search: Search, count: int, most: float) -> list[Architecture]:
     """Distinct cells, drawn uniformly, of three quarters of the allowed size or more."""
-    generator = random.Random(0)
-    most = search.config.max_cost or 0.0
-    choices, found = search.space.choices(), dict[str, Architecture]()
+    generator, found = random.Random(0), dict[str, Architecture]()
     while len(found) < count:
-        architecture = sample_architecture(choices, search.space.space, generator)
-        if 0.75 * most <= search.cost(architecture) <= most:
+        architecture = sample_architecture(search.space, generator)
+        if 0.75 * most <= cost(search, architecture) <= most:
             found[spell(architecture)] = architecture
     return list(found.values())
 
 
 def uniform_cells(search: Search) -> list[Architecture]:
     """The same operation in every layer, within the allowed size."""
-    space = search.space
-    cells = uniform_architectures(space.space, space.depth, space.operations, space.hidden_size)
-    return [cell for cell in cells.values() if search.affordable(cell)]
+    return [cell for cell in uniform_architectures(search.space).values() if search.affordable(cell)]
 
 
-class Results:
-    """The raw results, written after every unit of work."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.data: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.data
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        self.data[name] = value
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(self.data, indent=1))
-
-
-def run_search(study: Study, options: argparse.Namespace, edges: list[int]) -> dict[str, Any]:
+def run_search(study: Study, options: argparse.Namespace) -> dict[str, Any]:
     """One search, and its best architecture trained alone."""
+    run = Run(study)
+    ensure(run, "features")
     pl.seed_everything(study.seed, verbose=False)
-    search = make_search(study, BLOCK, options.depth, edges)
-    start = time.perf_counter()
-    found = sorted(SEARCHES[study.cell.strategy](search), key=lambda one: one.score)
-    seconds = time.perf_counter() - start
-    best = found[0]
+    search = make_search(run, BLOCK, options.depth)
+    begin = time.perf_counter()
+    found = ROWS[study.cell.strategy].load()(search)
+    seconds = time.perf_counter() - begin
+    groups = sorted(found.groups, key=mean_score)
+    best = groups[0][0].architecture
     return {
-        "architecture": dict(best.architecture),
-        "num_params": search.cost(best.architecture),
-        "searched_score": best.score,
+        "architecture": dict(best),
+        "num_params": cost(search, best),
+        "searched_score": mean_score(groups[0]),
         "seconds": seconds,
-        "score": train_alone(search, best.architecture, options.final_epochs, study.seed),
-        "candidates": [[spell(one.architecture), one.inherited, one.score] for one in found],
-        "paths": {name: score for name, (_, score) in search.paths.items()},
+        "score": train_alone(search, best, options.final_epochs, study.seed),
+        "candidates": [[spell(one.architecture), one.inherited, one.score] for (one,) in groups],
+        "paths": {name: score for name, (_, score) in found.paths.items()},
     }
 
 
-def units(options: argparse.Namespace) -> Any:
+def units(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Names of all units of work with what does them, most wanted first."""
     for seed in options.seeds:
         for task in options.tasks:
             if seed == options.seeds[0] and not options.searches_only:
-                study = make_study(task, options)
-                ensure_teacher(study)
-                edges = ensure_features(study)["edges"]
-                search = make_search(study, BLOCK, options.depth, edges)
-                for kind, cells in (
-                    ("uniform cell", uniform_cells(search)),
-                    ("random cell", random_cells(search, RANDOM_CELLS)),
-                ):
-                    for cell in cells:
-                        name = f"{options.prefix}{task} / {kind} / {spell(cell)}"
-                        yield (
-                            name,
-                            lambda search=search, cell=cell: {
-                                "num_params": search.cost(cell),
-                                "score": train_alone(search, cell, options.final_epochs, 0),
-                            },
-                        )
+                yield from cells_alone(task, options)
             for strategy in options.strategies:
-                study = make_study(task, options, seed, **STRATEGIES[strategy])
+                study = make_study(task, options, seed, strategy)
                 name = f"{options.prefix}{task} / {strategy} / seed {seed}"
-                yield name, lambda study=study: run_search(study, options, ensure_features(study)["edges"])
+                yield name, lambda study=study: run_search(study, options)  # type: ignore[misc]
+
+
+def cells_alone(task: str, options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Uniform and random cells, each trained from fresh weights."""
+    run = Run(make_study(task, options))
+    ensure(run, "features")
+    search = make_search(run, BLOCK, options.depth)
+    cells = [("uniform cell", cell) for cell in uniform_cells(search)]
+    cells += [("random cell", cell) for cell in random_cells(search, RANDOM_CELLS, options.max_params)]
+    for kind, cell in cells:
+
+        def work(cell: Architecture = cell) -> dict[str, Any]:
+            return {"num_params": cost(search, cell), "score": train_alone(search, cell, options.final_epochs, 0)}
+
+        yield f"{options.prefix}{task} / {kind} / {spell(cell)}", work
 
 
 def trim(data: dict[str, Any]) -> dict[str, Any]:
@@ -274,10 +243,7 @@ def plot(result: dict[str, Any], data: dict[str, Any], options: argparse.Namespa
 
 def main() -> None:
     """Run what is missing, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--glue", required=True, help="folder that holds MRPC/, STS-B/ and SST-2/")
-    parser.add_argument("--tasks", nargs="+", default=["mrpc", "stsb", "sst2"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser = options_parser(__doc__, tasks=("mrpc", "stsb", "sst2"), seeds=(0, 1, 2))
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=DEFAULT)
     parser.add_argument("--space", default="layers")
     parser.add_argument("--depth", type=int, default=3)
@@ -285,26 +251,25 @@ def main() -> None:
     parser.add_argument("--final-epochs", type=int, default=4)
     parser.add_argument("--searches-only", action="store_true", help="no random and uniform cells")
     parser.add_argument("--minutes", type=float, default=float("inf"))
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--work", type=Path, default=Path("runs") / TARGET.name)
-    parser.add_argument("--output", type=Path, default=TARGET)
+    parser.add_argument("--work", type=Path, default=Path("runs") / "search_quality.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "search_quality.json")
     options = parser.parse_args()
     options.prefix = "" if options.space == "layers" else f"{options.space}: "
-    quiet_libraries()
-    torch.set_num_threads(options.threads)
-    results = Results(options.work)
-    start = time.perf_counter()
+    start(options.threads)
+    results, begin = Results(options.work), time.perf_counter()
     for name, work in units(options):
-        if name not in results and time.perf_counter() - start < options.minutes * 60:
+        if name not in results and time.perf_counter() - begin < options.minutes * 60:
             results[name] = work()
             print(name, {k: v for k, v in results.data[name].items() if k not in ("paths", "candidates")}, flush=True)
-    options.output.write_text(json.dumps(trim(results.data), indent=1))
+    kept = Results(options.output)
+    kept.data = trim(results.data)
+    kept.write()
     result = summary(results.data, options)
     for task, row in result.items():
         for name, one in row.items():
             print(f"{task:6s} {name:22s}", {key: value for key, value in one.items() if key != "scores"})
     plot(result, results.data, options, options.output.with_suffix(".png"))
-    print(json.dumps(result))
+    finish(result)
 
 
 if __name__ == "__main__":

@@ -11,36 +11,34 @@ precision. Everything goes to benchmarks/results/steps.json; the last line is on
 """
 
 import argparse
-import dataclasses
-import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+from unittest.mock import patch
 
 import numpy as np
 import torch
+from common import RESULTS, Results, change, finish, glue_study, options_parser, start, teacher_step
 from torch.utils.flop_counter import FlopCounterMode
 
-from nni_bertnas import quiet_libraries
-from nni_bertnas.artifacts import RunDirectory
-from nni_bertnas.config import Study, load_study
-from nni_bertnas.data.batches import ReadAhead, make_loader
-from nni_bertnas.search.strategies import STRATEGIES, Search
-from nni_bertnas.stages.cell import make_search
-from nni_bertnas.store.reader import FeatureDataset, ensure_features, open_features
+from nni_bertnas.config import Study
+from nni_bertnas.data.batches import Batch, ReadAhead, make_loader, model_inputs, token_batch
+from nni_bertnas.data.tasks import task_note
+from nni_bertnas.search.search import Search
+from nni_bertnas.search.strategies import STRATEGIES
+from nni_bertnas.stages.cells import make_search
+from nni_bertnas.stages.run import Run
+from nni_bertnas.stages.stage import ensure
+from nni_bertnas.store.reader import FeatureDataset
+from nni_bertnas.student.build import new_student
+from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.training.losses import masked_mse
-from nni_bertnas.training.metrics import label_loss, model_inputs
-from nni_bertnas.training.student import StudentDistillation, new_student
-from nni_bertnas.training.teacher import ensure_teacher, load_teacher
+from nni_bertnas.training.student import StudentDistillation
 from nni_bertnas.training.trainer import pl
 from search_space.cells import build_cell
 
-HERE = Path(__file__).parent
 CELLS = ("convolution_3", "attention_4", "attention_4")  # those that the demo chose
 CHOSEN = "student, rows of the embedding"
 TEACHERS = {"teacher": {}, "teacher, AdamW not fused": {"fused": False}, "teacher, bfloat16": {"half": True}}
@@ -56,57 +54,42 @@ CELL_STEPS = {"cell": {}, "cell, bfloat16": {"half": True}, "cell, compiled": {"
 
 def make_study(options: argparse.Namespace) -> Study:
     """A part of SST-2, a teacher of one epoch, width 128."""
-    study = load_study(HERE.parent / "experiment_configs" / "studies" / "glue" / "sst2.yml")
-    return dataclasses.replace(
-        study,
-        name="steps",
-        task=dataclasses.replace(study.task, data_dir=options.glue, max_train_rows=options.rows),
-        teacher=dataclasses.replace(study.teacher, epochs=1),
-        student=dataclasses.replace(study.student, hidden_size=128),
-    )
-
-
-def teacher_step(study: Study, *, fused: bool = True, half: bool = False) -> Callable[[dict[str, Any]], None]:
-    """One step of fine-tuning."""
-    model = load_teacher(study)[0].requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=fused)
-
-    def step(batch: dict[str, Any]) -> None:
-        optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            loss = label_loss(model(**model_inputs(model, batch)).logits, batch["labels"])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-
-    return step
+    study = glue_study("sst2", options.glue)
+    task, teacher = {"max_train_rows": options.rows}, {"epochs": 1}
+    return change(study, name="steps", task=task, teacher=teacher, student={"hidden_size": 128})
 
 
 def student_step(
-    study: Study, *, sparse: bool = True, frozen: bool = False, half: bool = False, compiled: bool = False
-) -> Callable[[dict[str, Any]], None]:
+    run: Run, *, sparse: bool = True, frozen: bool = False, half: bool = False, compiled: bool = False
+) -> Callable[[Batch], None]:
     """One step of the supernet phase; in mixed precision, or compiled, where asked for."""
-    study = dataclasses.replace(
-        study,
-        student=dataclasses.replace(study.student, freeze_embeddings=frozen),
-        supernet=dataclasses.replace(study.supernet, sparse_embeddings=sparse),
-    )
-    store = open_features(study, "train")
-    names = [{"space": "layers", "depth": 1, "architecture": {"layer_0": name}} for name in CELLS]
-    cells = [build_cell(**one, teacher_size=store.hidden_size, hidden_size=128) for one in names]
-    student = new_student(study, load_teacher(study)[0], names)
+    study = change(run.study, student={"freeze_embeddings": frozen}, supernet={"sparse_embeddings": sparse})
+    store = run.train
+    shapes = [Candidate(space="layers", depth=1, architecture={"layer_0": name}) for name in CELLS]
+    cells = [one.fresh(store.hidden_size, 128).trained for one in shapes]
+    student = new_student(study.student, run.load_teacher()[0], shapes, task_note(study.task))
     student.load_cells(cells)
     student.embeddings.requires_grad_(not frozen)
-    module = StudentDistillation(student, cells, store, study, 10_000).train()
+    module = StudentDistillation(
+        student,
+        cells,
+        [store.variance(edge) for edge in store.edges[1:]],
+        distill=study.distill,
+        settings=study.supernet,
+        spec=run.task,
+        steps=10_000,
+        freeze_embeddings=frozen,
+    ).train()
     module.log_dict = lambda *_, **__: None  # there is no trainer to take them
     optimizer = module.configure_optimizers()["optimizer"]
     if compiled:
         student.compile(dynamic=True)
 
-    def step(batch: dict[str, Any]) -> None:
+    def step(batch: Batch) -> None:
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             loss = module.training_step(batch, 0)
+        assert loss is not None
         loss.backward()
         module.configure_gradient_clipping(optimizer, 1.0)
         optimizer.step()
@@ -114,19 +97,18 @@ def student_step(
     return step
 
 
-def cell_step(study: Study, *, half: bool = False, compiled: bool = False) -> Callable[[dict[str, Any]], None]:
+def cell_step(run: Run, *, half: bool = False, compiled: bool = False) -> Callable[[Batch], None]:
     """One step of a cell of depth 2, without Lightning and NNI around it."""
-    store = open_features(study, "train")
     architecture = {"layer_0": "attention_4", "layer_1": "convolution_3"}
-    cell = build_cell("layers", architecture, 2, store.hidden_size, study.student.hidden_size).train()
+    cell = build_cell("layers", architecture, 2, run.train.hidden_size, run.study.student.hidden_size).train()
     optimizer = torch.optim.AdamW(cell.parameters(), lr=4e-3, fused=True)
     if compiled:
         cell.compile(dynamic=True)
 
-    def step(batch: dict[str, Any]) -> None:
+    def step(batch: Batch) -> None:
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            loss = masked_mse(cell(batch["hidden"][0], batch["mask"]), batch["hidden"][1], batch["mask"])
+            loss = masked_mse(cell(batch.hidden[0], batch.mask), batch.hidden[1], batch.mask)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(cell.parameters(), 1.0)
         optimizer.step()
@@ -172,112 +154,109 @@ def padding(lengths: np.ndarray, batches: Iterable[Any]) -> float:
     return 1 - lengths.sum() / sum(len(rows) * lengths[rows].max() for rows in batches)
 
 
-def search_steps(run: Callable[[Search], Any], search: Search) -> dict[str, float]:
+def search_steps(search: Callable[[Search], Any], on: Search) -> dict[str, float]:
     """Seconds of one search, its steps, and the share of the time that it waited for batches."""
-    inner, spent = ReadAhead.__iter__, []
+    inner, spent = ReadAhead.__iter__, list[float]()
 
     def timed(self: ReadAhead) -> Iterator[Any]:
         batches = inner(self)
         while True:
-            start = time.perf_counter()
+            begin = time.perf_counter()
             batch = next(batches, None)
-            spent.append(time.perf_counter() - start)
+            spent.append(time.perf_counter() - begin)
             if batch is None:
                 return
             yield batch
 
-    ReadAhead.__iter__ = timed
-    try:
-        start = time.perf_counter()
-        run(search)
-        seconds = time.perf_counter() - start
-    finally:
-        ReadAhead.__iter__ = inner
+    with patch.object(ReadAhead, "__iter__", timed):
+        begin = time.perf_counter()
+        search(on)
+        seconds = time.perf_counter() - begin
     return {"step_ms": 1e3 * seconds / len(spent), "fetches": len(spent), "waiting_share": sum(spent) / seconds}
 
 
 def one_path(search: Search) -> None:
     """Train one architecture for an epoch."""
-    evaluator = search.make_evaluator()
-    architecture = {"layer_0": "attention_4", "layer_1": "convolution_3"}
-    evaluator.fit_cells([search.space.build(architecture)], 1)
+    search.trainer.fit_cells(search.build({"layer_0": "attention_4", "layer_1": "convolution_3"}), 1)
+
+
+def fetches(run: Run, repeats: int) -> dict[str, float]:
+    """Seconds of a batch's inputs and targets, out of the store and from the teacher running for them."""
+    store, edges = run.train, run.edges[1:3]
+    teacher, pair = run.load_teacher()[0], FeatureDataset(store, edges)
+
+    @torch.no_grad()
+    def live(rows: np.ndarray) -> list[torch.Tensor]:
+        inputs = model_inputs(teacher, token_batch(store, rows, store.index.pad_token_id))
+        states = teacher(**inputs, output_hidden_states=True).hidden_states
+        return [states[edge].float() for edge in edges]
+
+    generator = np.random.default_rng(0)
+    rows = [np.sort(generator.permutation(len(store))[:16]) for _ in range(repeats)]
+    return in_turns({"store": pair.batch, "teacher": live}, rows)
+
+
+def measure_searches(study: Study, threads: int, live_ms: float) -> dict[str, dict[str, float]]:
+    """Steps of whole searches through NNI, and what a live teacher's share of them would be."""
+    found = {}
+    ways = (("one path", "random", 1), ("one path", "random", threads), ("darts", "darts", threads))
+    for name, strategy, number in ways:
+        torch.set_num_threads(number)  # a trial of the default study has one, as there is another beside it
+        options = {"candidate_epochs": 0} if strategy == "darts" else {}
+        cell = {"epochs": 1, "space": "layers", "max_rows": None, "strategy": strategy, "options": options}
+        search = make_search(Run(change(study, cell=cell)), 1, 2)
+        one = search_steps(one_path if strategy == "random" else STRATEGIES[strategy].load(), search)
+        share = live_ms / (one["step_ms"] + live_ms)
+        found[f"{name}, {number} thread(s)"] = {**one, "share_of_a_live_teacher": share}
+    return found
 
 
 def main() -> None:
     """Measure, write, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--glue", required=True, help="folder that holds SST-2/")
+    parser = options_parser(__doc__)
     parser.add_argument("--rows", type=int, default=3000)
     parser.add_argument("--repeats", type=int, default=60)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "steps.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "steps.json")
     options = parser.parse_args()
-    quiet_libraries()
-    torch.set_num_threads(options.threads)
-    study = make_study(options)
-    ensure_teacher(study)
-    edges = ensure_features(study)["edges"]
-    store = open_features(study, "train")
+    start(options.threads)
+    run = Run(make_study(options))
+    ensure(run, "features")
+    store = run.train
     pl.seed_everything(0, verbose=False)
-
-    loader = make_loader(FeatureDataset(store, edges[1:], tokens=True), 32, shuffle=True)
+    loader = make_loader(FeatureDataset(store, run.edges[1:], tokens=True), 32, shuffle=True)
     batches = list(loader)[: options.repeats]
-    calls = {name: teacher_step(study, **how) for name, how in TEACHERS.items()}
-    calls |= {name: student_step(study, **how) for name, how in STUDENTS.items()}
-    calls |= {name: cell_step(study, **how) for name, how in CELL_STEPS.items()}
+    calls: dict[str, Callable[[Batch], None]] = {name: teacher_step(run, **how) for name, how in TEACHERS.items()}
+    calls |= {name: student_step(run, **how) for name, how in STUDENTS.items()}
+    calls |= {name: cell_step(run, **how) for name, how in CELL_STEPS.items()}
     seconds = in_turns(calls, batches)
-    batch = min(batches, key=lambda one: abs(one["mask"].numel() - median(b["mask"].numel() for b in batches)))
+    middle = median(one.mask.numel() for one in batches)
+    batch = min(batches, key=lambda one: abs(one.mask.numel() - middle))
     with FlopCounterMode(display=False) as counter:
         calls[CHOSEN](batch)
-    chosen = seconds[CHOSEN]
-    peak = peak_flops()
-
-    generator = np.random.default_rng(0)
-    rows = [np.sort(generator.permutation(len(store))[:16]) for _ in range(options.repeats)]
-    pair = FeatureDataset(store, edges[1:3])
-    teacher = load_teacher(study)[0]
-    store.__dict__["_teacher"] = teacher
-    fetch = in_turns(
-        {"store": lambda some: pair.__getitems__(some), "teacher": lambda some: store._run_teacher(edges[1:3], some)},
-        rows,
-    )
-
-    cell = {"epochs": 1, "space": "layers", "max_rows": None}
-    searches = {}
-    ways = (("one path", "random", 1), ("one path", "random", options.threads), ("darts", "darts", options.threads))
-    for name, strategy, threads in ways:
-        torch.set_num_threads(threads)  # a trial of the default study has one, as there is another beside it
-        one = dataclasses.replace(
-            study, cell=dataclasses.replace(study.cell, strategy=strategy, candidate_epochs=0, **cell)
-        )
-        search = make_search(one, 1, 2, edges)
-        found = search_steps(one_path if strategy == "random" else STRATEGIES[strategy], search)
-        live_ms = 1e3 * (fetch["teacher"] - fetch["store"])
-        share = live_ms / (found["step_ms"] + live_ms)
-        searches[f"{name}, {threads} thread(s)"] = {**found, "share_of_a_live_teacher": share}
-
-    result = {
+    peak, fetch = peak_flops(), fetches(run, options.repeats)
+    shuffled = np.random.default_rng(0).permutation(len(store))
+    results = Results(options.output)
+    results.data = {
         "threads": options.threads,
         "rows": options.rows,
         "batch_32_ms": {name: 1e3 * value for name, value in seconds.items()},
         "teacher_over_student": {name: seconds["teacher"] / seconds[name] for name in STUDENTS},
         "batch_16_fetch_ms": {name: 1e3 * value for name, value in fetch.items()},
         "teacher_over_store": fetch["teacher"] / fetch["store"],
-        "search": searches,
+        "search": measure_searches(run.study, options.threads, 1e3 * (fetch["teacher"] - fetch["store"])),
         "padding_share": {
             "rows of like length together": padding(store.lengths, loader.batch_sampler),
-            "random order": padding(store.lengths, np.array_split(generator.permutation(len(store)), len(loader))),
+            "random order": padding(store.lengths, np.array_split(shuffled, len(loader))),
         },
         "peak_gflops": peak / 1e9,
         "student_step_gflop": counter.get_total_flops() / 1e9,
-        "student_share_of_peak": counter.get_total_flops() / chosen / peak,
+        "student_share_of_peak": counter.get_total_flops() / seconds[CHOSEN] / peak,
         "profile": {name: profile(call, batches[:20]) for name, call in calls.items() if "compiled" not in name},
     }
-    options.output.write_text(json.dumps(result, indent=1))
-    for name, shares in result["profile"].items():
+    results.write()
+    for name, shares in results.data["profile"].items():
         print(name, {operator: f"{share:.0%}" for operator, share in shares.items() if share > 0.02})
-    print(RunDirectory(study).root)
-    print(json.dumps({name: value for name, value in result.items() if name != "profile"}))
+    finish({name: value for name, value in results.data.items() if name != "profile"})
 
 
 if __name__ == "__main__":

@@ -7,62 +7,50 @@ reused; what is finished is not done again. Raw results go to benchmarks/results
 is one JSON object. About 11 minutes on two cores after `make run`.
 """
 
-import dataclasses
-import json
 import os
 import platform
 import shutil
-from pathlib import Path
 from statistics import mean
+from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+from common import RESULTS, STUDIES, Results, change, finish, make_stages, start
 
-from nni_bertnas import quiet_libraries
-from nni_bertnas.artifacts import RunDirectory
-from nni_bertnas.config import Study, load_study
-from nni_bertnas.stages import block, cell, supernet
-from nni_bertnas.store.reader import ensure_features
-from nni_bertnas.training.teacher import ensure_teacher, find_teacher
+from nni_bertnas.stages.run import Run
+from nni_bertnas.stages.stage import ensure
+from nni_bertnas.study_files import load_study
 
-HERE = Path(__file__).parent
 SEEDS = (0, 1, 2)
 
 
-def run(study: Study) -> list[dict]:
+def students(run: Run) -> list[dict[str, Any]]:
     """All of a study in this process, for every seed of the last phase."""
-    ensure_teacher(study)
-    num_blocks = len(ensure_features(study)["edges"]) - 1
-    for phase in (cell, block):
-        for unit in phase.units(study, num_blocks):
-            phase.run(study, **unit)
-    return [supernet.run(study, seed) for seed in SEEDS]
+    make_stages(run, "teacher", "features", "cell", "block")
+    return [ensure(run, "supernet", {"seed": seed}) for seed in SEEDS]
 
 
 def main() -> None:
     """Run both studies, write the results, print the figures."""
-    quiet_libraries()
-    demo = load_study(HERE.parent / "experiment_configs" / "studies" / "demo.yml")
-    without = dataclasses.replace(
-        demo, name="demo-without-transfer", task=dataclasses.replace(demo.task, transfer_rows=0)
-    )
-    ensure_teacher(demo)
-    if find_teacher(without) is None:
-        shutil.copytree(RunDirectory(demo).teacher, RunDirectory(without).teacher)
-    results = {study.task.transfer_rows: run(study) for study in (demo, without)}
+    start(os.cpu_count() or 1)
+    study = load_study(STUDIES / "demo.yml")
+    demo, without = Run(study), Run(change(study, name="demo-without-transfer", task={"transfer_rows": 0}))
+    ensure(demo, "teacher")
+    if without.read("teacher") is None:
+        shutil.copytree(demo.folder("teacher"), without.folder("teacher"))
+    found = {run.study.task.transfer_rows: students(run) for run in (demo, without)}
     figures: dict[str, object] = {"machine": platform.machine(), "cores": os.cpu_count(), "seeds": SEEDS}
-    for rows, found in results.items():
-        scores = [one["student"]["test_accuracy"] * 100 for one in found]
+    for rows, results in found.items():
+        scores = [one["student"]["test_accuracy"] * 100 for one in results]
         figures[f"transfer_{rows}"] = {
             "test_accuracy": [round(score, 2) for score in scores],
             "mean": round(mean(scores), 2),
-            "speedup": [round(one["speedup"], 2) for one in found],
-            "architecture": [list(part.values()) for part in found[0]["architecture"]],
+            "speedup": [round(one["speedup"], 2) for one in results],
+            "architecture": [list(part.values()) for part in results[0]["architecture"]],
         }
-    figures["teacher_test_accuracy"] = round(results[0][0]["teacher"]["test_accuracy"] * 100, 2)
-    target = HERE / "results" / "transfer_text.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps({"figures": figures, "results": results}, indent=1))
-    print(json.dumps(figures))
+    figures["teacher_test_accuracy"] = round(found[0][0]["teacher"]["test_accuracy"] * 100, 2)
+    kept = Results(RESULTS / "transfer_text.json")
+    kept.data = {"figures": figures, "results": found}
+    kept.write()
+    finish(figures)
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def _read_json_lines(path: Path, literal_quotes: bool, header: tuple[str, ...] |
 
 
 def _read_parquet(path: Path, literal_quotes: bool, header: tuple[str, ...] | None) -> Iterator[Record]:
-    from pyarrow import ArrowException, parquet
+    from pyarrow import ArrowException, parquet  # takes a moment to load, and few files are of this kind
 
     try:
         with parquet.ParquetFile(path) as file:

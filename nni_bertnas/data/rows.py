@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from nni_bertnas.data.readers import Record
 from nni_bertnas.errors import ConfigError
 
@@ -34,8 +32,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def take(self, indices: np.ndarray) -> "Rows":
+    def take(self, indices: Iterable[int]) -> "Rows":
         """The rows at `indices`, in that order."""
+        indices = list(indices)
         pairs = None if self.pairs is None else [self.pairs[i] for i in indices]
         return Rows([self.texts[i] for i in indices], [self.labels[i] for i in indices], pairs)
 
