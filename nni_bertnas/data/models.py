@@ -73,12 +73,14 @@ def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
 
 
 def load_classifier(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """A saved classifier in eval mode without gradients, and its tokenizer.
+    """A saved teacher or student in eval mode without gradients, and its tokenizer.
 
     Raises:
         ConfigError: The folder holds none that can be loaded.
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer  # takes seconds to load
+
+    import search_space.student  # noqa: F401  makes Hugging Face's auto classes know the student
 
     with loading(str(folder)):
         model = AutoModelForSequenceClassification.from_pretrained(folder)

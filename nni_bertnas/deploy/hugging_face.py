@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import search_space.student  # noqa: F401  makes Hugging Face's auto classes know the student
 from nni_bertnas.data.models import load_classifier
 
 

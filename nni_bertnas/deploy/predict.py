@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-import search_space.student  # noqa: F401  makes Hugging Face's auto classes know the student
 from nni_bertnas.data.batches import LengthBatches, model_inputs
 from nni_bertnas.data.models import load_classifier
 from nni_bertnas.data.readers import READERS, Record, read_records
