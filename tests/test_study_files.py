@@ -11,6 +11,7 @@ from nni_bertnas.data.tasks import TASKS
 from nni_bertnas.errors import ConfigError, lookup
 from nni_bertnas.search.strategies import STRATEGIES
 from nni_bertnas.study_files import _TABLES, check, load_study, parse_study
+from nni_bertnas.training.optimizers import OPTIMIZERS
 
 CONFIGS = Path(__file__).parents[1] / "experiment_configs"
 
@@ -39,7 +40,7 @@ def test_every_problem_is_reported_at_once_with_its_path() -> None:
     ):  # fmt: skip
         assert f"  {path}" in text, path
     assert "got -1" in text and "must be one of darts, gumbel_darts" in text
-    assert "baseline.students: must be one of random, uniform, got 'ramdom'" in text
+    assert "baseline.students: must be one of random, uniform" in text and "got 'ramdom'" in text
 
 
 def strategy(name: str, epochs: int = 2, **options: object) -> dict:
@@ -54,7 +55,7 @@ def strategy(name: str, epochs: int = 2, **options: object) -> dict:
         ({"teacher": {"boundaries": [1, 4]}}, "start at 0"),
         ({"task": {"name": "sst2", "source": "glue"}}, "data_dir"),
         ({"task": {"name": "custom"}}, "custom must be given"),
-        ({"task": {"name": "custom", "custom": {"text_columns": ["a"]}}}, "source: must be disk or files for own data"),
+        ({"task": {"name": "custom", "custom": {"text_columns": ["a"]}}}, "source: must be disk or files"),
         ({"task": {"name": "custom", "source": "files", "custom": {"text_columns": ["a"]}}}, "custom.train: must name"),
         (
             {
@@ -157,7 +158,7 @@ def test_a_study_made_in_python_is_checked_alike() -> None:
     study = parse_study({"name": "x"})
     assert check(study) == []
     other = dataclasses.replace(study, block=dataclasses.replace(study.block, optimizer="sgd"))
-    assert check(other) == ["block.optimizer: must be one of adamw, muon, got 'sgd'"]
+    assert check(other) == [f"block.optimizer: must be one of {', '.join(OPTIMIZERS)}, got 'sgd'"]
     other = dataclasses.replace(study, cell=dataclasses.replace(study.cell, strategy="darts"))  # options of another
     assert [problem.split(":")[0] for problem in check(other)] == ["cell.options.samples", "cell.options.patience"]
 
@@ -175,4 +176,4 @@ def test_boundaries() -> None:
 def test_every_shipped_study_is_right() -> None:
     found = sorted(CONFIGS.glob("studies/**/*.yml"))
     assert len(found) == 10
-    assert {load_study(path).task.name for path in found} == set(TASKS) - {"ax"}
+    assert {load_study(path).task.name for path in found} >= {name for name, spec in TASKS.items() if spec.glue} - {"ax"}
