@@ -10,7 +10,7 @@ from nni_bertnas.errors import PhaseError
 from nni_bertnas.stages.cells import describe, metrics, read_candidates, starts_fresh
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage
-from nni_bertnas.student.candidates import Candidate, save_candidates
+from nni_bertnas.student.candidates import Candidate, save_candidates, time_together
 from nni_bertnas.tracking import Tracker
 from nni_bertnas.training.trainer import pl
 
@@ -60,9 +60,11 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     start, block, study = time.perf_counter(), unit["block"], run.study
     found = _cells(run, block)
     teacher_size, width = run.train.hidden_size, study.student.hidden_size
+    # Timed anew, as those of one depth were timed beside other trials than those of the next.
+    every = [one.fresh(teacher_size, width) for result in found.values() for one in read_candidates(result)]
+    chosen = choose(time_together(every, teacher_size, run.dev.lengths.tolist()), study.block.candidates)
     pl.seed_everything(run.seed(block), verbose=False)
     trainer = run.trainer(block, study.block, tracker, seed=run.seed(block))
-    chosen = choose([one for result in found.values() for one in read_candidates(result)], study.block.candidates)
     fresh = starts_fresh(run)
     if not fresh:
         folders = {depth: run.folder("cell", {"block": block, "depth": depth}) for depth in found}

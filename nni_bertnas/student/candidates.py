@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 
 from safetensors.torch import load_file, save_file
@@ -94,6 +95,20 @@ class Candidate:
         return found
 
 
+def time_together(candidates: Sequence[Candidate], teacher_size: int, lengths: Sequence[int]) -> list[Candidate]:
+    """The candidates with latencies that can be compared: measured in turns.
+
+    Args:
+        candidates: With their cells.
+        teacher_size: Width of the teacher's hidden states.
+        lengths: Real sequence lengths, of which the first 40 serve.
+    """
+    lengths = lengths[:_LATENCY_ROWS]
+    calls = {str(number): cell_call(one.trained.eval(), teacher_size, lengths) for number, one in enumerate(candidates)}
+    latency_ms = measure_latency_ms(calls, lengths)
+    return [replace(one, latency_ms=latency_ms[str(number)]) for number, one in enumerate(candidates)]
+
+
 def save_candidates(
     folder: Path, candidates: Sequence[Candidate], teacher_size: int, lengths: Sequence[int]
 ) -> list[dict[str, Any]]:
@@ -108,20 +123,16 @@ def save_candidates(
     Returns:
         What goes into the result.
     """
-    lengths = lengths[:_LATENCY_ROWS]
-    middle = sorted(lengths)[len(lengths) // 2]
-    calls = {str(rank): cell_call(one.trained.eval(), teacher_size, lengths) for rank, one in enumerate(candidates)}
-    latency_ms = measure_latency_ms(calls, lengths)
+    middle = median_high(lengths[:_LATENCY_ROWS])
     saved = []
-    for rank, one in enumerate(candidates):
+    for rank, one in enumerate(time_together(candidates, teacher_size, lengths)):
         weights = f"candidate_{rank}.safetensors"
         state = one.trained.state_dict()
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / weights)
         costs = replace(
             one,
             num_params=count_params(one.trained),
-            num_flops=count_flops(calls[str(rank)], middle),
-            latency_ms=latency_ms[str(rank)],
+            num_flops=count_flops(cell_call(one.trained, teacher_size, [middle]), middle),
             weights=weights,
         )
         saved.append(costs.to_dict())

@@ -96,6 +96,24 @@ def test_choose_takes_the_best_the_fastest_each_depth_and_the_front_first() -> N
     assert chosen == [(2, 0.335), (1, 0.334), (2, 0.3355), (1, 0.332), (2, 0.35)]
 
 
+def test_cells_of_all_depths_are_timed_in_turns_before_they_are_chosen_from(
+    finished: tuple[Run, dict[str, Recorder]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Candidate] = []
+
+    def stop(found: list[Candidate], count: int) -> None:
+        seen.extend(found)
+        raise InterruptedError
+
+    times = "nni_bertnas.student.candidates.measure_latency_ms"
+    monkeypatch.setattr(times, lambda calls, lengths: dict.fromkeys(calls, 9.0))
+    monkeypatch.setattr("nni_bertnas.stages.block.choose", stop)
+    run, recorders = finished
+    with pytest.raises(InterruptedError):
+        load("block").make(run, {"block": 0}, tmp_path, recorders["block"])
+    assert {one.depth for one in seen} == {1, 2} and {one.latency_ms for one in seen} == {9.0}
+
+
 def test_supernet_result_and_saved_student(finished: tuple[Run, dict[str, Recorder]]) -> None:
     run, recorders = finished
     folder = run.folder("supernet", SEED)
