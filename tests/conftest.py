@@ -17,6 +17,14 @@ from nni_bertnas.stages.stage import ensure
 quiet_libraries()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What reads a finished study is slow, as the study was searched for."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "finished" in item.fixturenames:
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A tiny study with its teacher and features made; tests must not change them."""

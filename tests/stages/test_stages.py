@@ -288,6 +288,7 @@ def test_a_supernet_without_progress_ends_early(finished: tuple[Run, dict[str, R
     assert [metrics["epoch"] for metrics in recorder.epochs] == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_study_runs_in_one_process(tmp_path: Path) -> None:
     study = tiny_study(
         tmp_path,

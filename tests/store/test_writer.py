@@ -126,6 +126,7 @@ def test_what_does_not_fit_into_half_precision_names_the_remedy(writer: SplitWri
     loud(make_writer(built, writer.folder, "bfloat16")).write()
 
 
+@pytest.mark.slow
 def test_a_disk_budget_stores_a_fixed_part(built_copy: Path, caplog: pytest.LogCaptureFixture) -> None:
     root, caplog.handler.level = built_copy, logging.WARNING
     before = tiny_run(root)
@@ -150,6 +151,7 @@ def test_a_disk_budget_stores_a_fixed_part(built_copy: Path, caplog: pytest.LogC
         ensure(tiny_run(root, name="subset", features={"max_gigabytes": 1e-6}), "features")
 
 
+@pytest.mark.slow
 def test_live_gives_what_a_store_gives(built_copy: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = tiny_run(built_copy)
     whole = before.train
