@@ -6,12 +6,12 @@ DEMO := experiment_configs/studies/demo.yml
 export HF_HUB_OFFLINE ?= 1
 export NO_MKDOCS_2_WARNING ?= 1
 
-.PHONY: run test lint docs configs setup clean
+.PHONY: run test lint docs site configs setup clean
 
 run: setup
 	$(BIN)/bertnas run $(DEMO)
 
-test: lint docs $(VENV)/.enas
+test: lint site $(VENV)/.enas
 	$(BIN)/python -m pytest
 
 lint: setup
@@ -21,6 +21,9 @@ lint: setup
 
 docs: setup
 	$(BIN)/python docs/generate.py
+	$(MAKE) site
+
+site: setup
 	$(BIN)/mkdocs build --strict --quiet
 
 # The experiment files that hold the demo's search space.

@@ -2,7 +2,7 @@
 
     python docs/generate.py
 
-`make docs` does it; a test says when it is forgotten.
+`make docs` does it; `make test` says when it is forgotten.
 """
 
 import ast
@@ -122,7 +122,7 @@ def main() -> str:
             parts.append(section(kind, name).replace("\n\n", f"\n\n*{where}*\n\n", 1))
     users: dict[str, list[str]] = {}
     for name, row in STRATEGIES.items():
-        users.setdefault(row.options.__name__, []).append(f"`{name}`")
+        users.setdefault(row.options.__name__, []).append(f"`{name}` ({row.source})")
     for name, kind in vars(strategies).items():
         if name.endswith("Options") and name != "Options":
             of = ", ".join(users.get(name, [])) or "others below"

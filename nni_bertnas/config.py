@@ -25,6 +25,16 @@ Switch = Annotated[
 ]
 
 
+def check_weights(losses: dict[str, float]) -> None:
+    """Whether any loss counts.
+
+    Raises:
+        ValueError: None does.
+    """
+    if not any(losses.values()):
+        raise ValueError("losses have weights of 0 alone; nothing would be learnt")
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CustomSettings:
     """The user's own data: files of rows, or a folder written by `datasets`."""
@@ -147,6 +157,11 @@ class TrainingSettings:
     )  # keys of LOSSES that need hidden states alone, with their weights
     max_rows: Annotated[int, Field(ge=16)] | None = None  # of train that are used; null takes all
 
+    @model_validator(mode="after")
+    def _some_loss(self) -> "TrainingSettings":
+        check_weights(self.losses)
+        return self
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CellSettings(TrainingSettings):
@@ -231,8 +246,7 @@ class DistillSettings:
 
     @model_validator(mode="after")
     def _some_loss(self) -> "DistillSettings":
-        if not any(self.losses.values()):
-            raise ValueError("losses have weights of 0 alone; nothing would be learnt")
+        check_weights(self.losses)
         return self
 
 

@@ -7,7 +7,7 @@ type or out of range, names that are no row of the table that they stand for, an
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,16 +97,25 @@ def parse_study(raw: Any, origin: str = "study") -> Study:
     if study is not None and not problems:
         problems += _misfits(study)
     if problems or study is None:
-        lines = "\n".join(f"  {problem}" for problem in problems)
-        raise ConfigError(f"{origin}: {len(problems)} problem(s)\n{lines}")
+        raise _refusal(origin, problems)
     options = to_dict(find_strategy(study.cell)[1])
     return dataclasses.replace(study, cell=dataclasses.replace(study.cell, options=options))
 
 
-def check(study: Study) -> list[str]:
-    """The problems of a study that was made in Python, each with its dotted path; none of one that was read."""
+def check(study: Study) -> None:
+    """Whether a study that was made in Python is right, as every one is that was read.
+
+    Raises:
+        ConfigError: With every problem, one a line, by dotted path.
+    """
     raw = to_dict(study)
-    return [*_wrong_names(raw), *_wrong_options(raw)] or _misfits(study)
+    if problems := [*_wrong_names(raw), *_wrong_options(raw)] or _misfits(study):
+        raise _refusal("study", problems)
+
+
+def _refusal(origin: str, problems: Sequence[str]) -> ConfigError:
+    lines = "\n".join(f"  {problem}" for problem in problems)
+    return ConfigError(f"{origin}: {len(problems)} problem(s)\n{lines}")
 
 
 def _describe(problem: Any, before: str = "") -> str:

@@ -38,8 +38,9 @@ class Space:
         Raises:
             ValueError: A name is unknown or does not suit the width, or fewer than two operations are left.
         """
+        kind = find_space(name)
         if operations is None:
-            found = tuple(one for one in find_space(name).OPERATIONS if suits_width(one, hidden_size))
+            found = tuple(one for one in kind.OPERATIONS if suits_width(one, hidden_size))
         else:
             found = tuple(one.replace(".", ":") for one in operations)
             for one in found:

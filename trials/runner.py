@@ -22,8 +22,7 @@ def run_stage(name: str) -> None:
     stage = load(name)
 
     def make(run: Run, unit: Unit, tracker: Tracker) -> None:
-        check_unit(stage, unit)
-        ensure(run, name, unit, tracker)
+        ensure(run, name, check_unit(stage, unit), tracker)
 
     run_trial(name, name, make)
 

@@ -5,18 +5,17 @@ from argparse import Namespace
 from nni_bertnas.cli.show import open_console
 from nni_bertnas.cli.stage import make
 from nni_bertnas.report.results import show
-from nni_bertnas.search.strategies import check_search
 from nni_bertnas.stages import STAGES
 from nni_bertnas.stages.run import Run
-from nni_bertnas.stages.stage import load
+from nni_bertnas.stages.stage import check_all, load
 from nni_bertnas.study_files import load_study
 
 
 def run(arguments: Namespace) -> None:
     """Make every stage that the study asks for, then print the closing table."""
     study = load_study(arguments.study)
-    check_search(study.cell, study.student.hidden_size)
     opened, console = Run(study), open_console()
+    check_all(opened)
     if arguments.force:
         opened.discard_from(arguments.force)
     console.print(f"study {study.name} ({arguments.study}), everything goes to {opened.root}", highlight=False)

@@ -14,7 +14,7 @@ from nni_bertnas.errors import ConfigError
 from nni_bertnas.launch.experiments import make_config, run_experiment
 from nni_bertnas.launch.trial_server import server
 from nni_bertnas.stages.run import Run, Unit, unit_name
-from nni_bertnas.stages.stage import Stage, ensure, find, load
+from nni_bertnas.stages.stage import Stage, check_unit, ensure, find, load
 from nni_bertnas.study_files import load_study
 
 
@@ -25,8 +25,8 @@ def run(arguments: Namespace) -> None:
     if not stage.units(opened):
         raise ConfigError(f"{stage.name}: the study asks for none; {stage.missing}")
     console = open_console()
-    if stage.optimize is None:
-        for needed, _ in stage.needs(opened, {}):
+    for needed, _ in stage.needs(opened, stage.units(opened)[0]):
+        if load(needed).optimize is None:  # a phase through NNI is a command of its own
             make(opened, load(needed), arguments.study, console)
     make(opened, stage, arguments.study, console)
 
@@ -67,9 +67,10 @@ def _find(run: Run, stage: Stage, unit: Unit) -> Any:
 
 def _say(run: Run, stage: Stage, unit: Unit, console: Console, how: str) -> None:
     result = run.read(stage.name, unit)
-    assert result is not None
     name = f"{stage.name} {unit_name(unit)}".strip()
-    console.print(f"{name}: {stage.describe(run, result)} ({how})", highlight=False, soft_wrap=True)
+    # NNI may show a trial with another's parameters, whose own result is not there yet.
+    text = "finished" if result is None else stage.describe(run, result)
+    console.print(f"{name}: {text} ({how})", highlight=False, soft_wrap=True)
 
 
 class _Watcher:
@@ -116,7 +117,7 @@ def _through_nni(run: Run, stage: Stage, units: Sequence[Unit], study_path: Path
             for job in jobs:
                 if job.status == "SUCCEEDED" and job.trialJobId not in done:
                     done.add(job.trialJobId)
-                    unit = dict(job.hyperParameters[0].parameters)
+                    unit = check_unit(stage, job.hyperParameters[0].parameters)
                     _say(run, stage, unit, console, f"{(job.endTime - job.startTime) / 1000:.0f} s")
             bar.update(task, completed=len(done), description=address)
 

@@ -25,11 +25,12 @@ def package_folder(name: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def resolve_model(name: str) -> str:
+def resolve_model(name: str, field: str = "teacher.model") -> str:
     """A folder or hub name that `from_pretrained` takes.
 
     Args:
         name: A path, a hub name, or `package:NAME` for the folder with a config.json inside an installed package.
+        field: The setting that names it.
 
     Raises:
         ConfigError: The package is not installed or holds no model.
@@ -39,7 +40,7 @@ def resolve_model(name: str) -> str:
     root = package_folder(name.removeprefix("package:"))
     found = sorted(root.rglob("config.json"), key=lambda path: len(path.parts))
     if not found:
-        raise ConfigError(f"teacher.model: package {root.name} holds no config.json")
+        raise ConfigError(f"{field}: package {root.name} holds no config.json")
     return str(found[0].parent)
 
 

@@ -47,7 +47,9 @@ def split(rows: Rows, names: Sequence[str], share: float) -> tuple[Rows, Rows]:
 
 
 def eighths(found: dict[str, Rows], names: Sequence[str]) -> dict[str, Rows]:
-    """6 : 1 : 1 train, dev, test."""
+    """6 : 1 : 1 train, dev, test; of data that have more than train, as :func:`like_final`."""
+    if len(found) > 1:
+        return like_final(found, names)
     train, rest = split(found["train"], names, 0.25)
     dev, test = split(rest, names, 0.5)
     return {"train": train, "dev": dev, "test": test}

@@ -58,5 +58,7 @@ def export(source: Path, name: str, target: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"--output: {target} is there already; name another folder")
     exporter: Exporter = importlib.import_module(f"{__name__}.{form.module}").export
-    with atomic_folder(target) as folder:
+    if target.resolve() == Path.cwd():
+        raise ConfigError("--output: must not be the folder that the command runs in; name another")
+    with atomic_folder(target.resolve()) as folder:
         exporter(source, folder)

@@ -10,9 +10,9 @@ from rich.table import Table
 
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.stages.run import Result, Run
+from nni_bertnas.stages.supernet import SEARCHED
 from search_space.cells import spell
 
-SEARCHED = "searched"
 Students = dict[str, Result]  # by name: the searched one, then the baselines
 
 
@@ -22,10 +22,15 @@ def best_student(run: Run) -> tuple[Path, Result]:
     Raises:
         PhaseError: There is none.
     """
-    found = run.results("supernet").values()
+    found = searched_students(run)
     if not found:
         raise PhaseError(f"{run.root} holds no student; make it with: bertnas run STUDY")
     return max(found, key=lambda pair: pair[1]["student"][f"dev_{run.task.metric}"])
+
+
+def searched_students(run: Run) -> list[tuple[Path, Result]]:
+    """Folder and result of every searched student; where an older version kept baselines, too, these are left out."""
+    return [pair for pair in run.results("supernet").values() if pair[1]["student_kind"] == SEARCHED]
 
 
 def show(run: Run, console: Console) -> None:
@@ -50,14 +55,14 @@ def collapsed_searches(run: Run) -> list[str]:
     return [
         f"the search of block {result['block']}, depth {result['depth']} has {result['collapsed']}"
         for result in results
-        if result.get("collapsed")
+        if result.get("collapsed") and result["depth"] in run.study.cell.depths and result["block"] < run.num_blocks
     ]
 
 
 def compared_students(run: Run) -> dict[int, Students]:
     """By seed the searched student and the baselines that were matched to it, where there are any."""
     found: dict[int, Students] = {}
-    for _, result in run.results("supernet").values():
+    for _, result in searched_students(run):
         found[result["seed"]] = {SEARCHED: result}
     for _, result in run.results("baselines").values():
         students = found.get(result["seed"], {})

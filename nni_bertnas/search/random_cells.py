@@ -195,8 +195,8 @@ def uniform_students(match: Matching, number: int) -> Iterator[list[Candidate]]:
             cells = zip(depths, every, strict=True)
             found.append([match.candidate(depth, architectures[operation]) for depth, architectures in cells])
     searched = [str(one) for one in match.searched]
-    found.sort(key=lambda cells: ([str(one) for one in cells] == searched, abs(match.ratio(cells) - 1)))
-    yield from found[number:]
+    others = [cells for cells in found if [str(one) for one in cells] != searched]
+    yield from sorted(others, key=lambda cells: abs(match.ratio(cells) - 1))[number:]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from nni_bertnas.config import STRICT, CellSettings, Natural, Positive, Rate, Weight
@@ -168,11 +168,6 @@ class Strategy:
     options: type[Options]
     source: str
 
-    @property
-    def one_shot(self) -> bool:
-        """Whether it trains one supernet, and not every architecture on its own."""
-        return self.family != "trials"
-
     def read_options(self, raw: Mapping[str, Any]) -> Options:
         """Its settings out of plain data.
 
@@ -224,10 +219,13 @@ def find_strategy(cell: CellSettings) -> tuple[Strategy, Options]:
     """The strategy of a study's section `cell`, and its options.
 
     Raises:
-        ConfigError: There is none of that name.
+        ConfigError: There is none of that name, or its options are wrong.
     """
     strategy = lookup(STRATEGIES, cell.strategy, "cell.strategy")
-    return strategy, strategy.read_options(cell.options)
+    try:
+        return strategy, strategy.read_options(cell.options)
+    except ValidationError as error:
+        raise ConfigError(f"cell.options: {error.errors()[0]['msg']}") from error
 
 
 def list_spaces(cell: CellSettings, hidden_size: int) -> list[Space]:
@@ -237,9 +235,12 @@ def list_spaces(cell: CellSettings, hidden_size: int) -> list[Space]:
         ConfigError: There is no such space, or it has not these operations at this width.
     """
     try:
-        return [Space.of(cell.space, depth, hidden_size, cell.operations) for depth in cell.depths]
+        spaces = [Space.of(cell.space, depth, hidden_size, cell.operations) for depth in cell.depths]
+        for space in spaces:
+            space.count()  # a space of the user's own may refuse
     except ValueError as error:
         raise ConfigError(f"cell.space, cell.operations: {error}") from error
+    return spaces
 
 
 def check_search(cell: CellSettings, hidden_size: int) -> None:

@@ -24,7 +24,8 @@ from nni_bertnas.tracking import Tracker
 from nni_bertnas.training.trainer import pl
 from search_space.cells import Architecture, spell
 
-_OF_STRATEGY = ("depths", "strategy", "options", "candidates", "cost", "max_cost")  # NNI's tuner has its own
+# What a trained cell does not depend on: NNI's tuner has its own search, and the architecture is hashed by itself.
+_OF_SEARCH = ("depths", "strategy", "options", "candidates", "cost", "max_cost", "operations", "shared")
 
 
 def run_architecture(
@@ -76,7 +77,7 @@ def _trials(run: Run, unit: Unit) -> Path:
 
 
 def _settings(run: Run, unit: Unit) -> str:
-    training = {name: value for name, value in to_dict(run.study.cell).items() if name not in _OF_STRATEGY}
+    training = {name: value for name, value in to_dict(run.study.cell).items() if name not in _OF_SEARCH}
     return fingerprint(
         stage_fingerprint(run, "features"),
         run.study.seed,

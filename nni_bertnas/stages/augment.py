@@ -35,7 +35,7 @@ def _masked_lm(run: Run) -> str:
     """
     named = run.study.augment.masked_lm
     if named is not None:
-        return resolve_model(named)
+        return resolve_model(named, "augment.masked_lm")
     if run.read("masked_lm") is None:
         raise PhaseError("augment.masked_lm names no model and none is fitted; fit one with: bertnas masked_lm STUDY")
     return str(run.folder("masked_lm"))
@@ -47,14 +47,21 @@ def _fingerprint(run: Run, unit: Unit) -> str:
     for name in ("copies", "fit_epochs", "masked_lm", "vectors"):
         del settings[name]
     vectors = run.study.augment.vectors
-    if vectors is not None and not Path(vectors).is_file():
-        raise ConfigError(f"augment.vectors: {vectors} does not exist")
     return fingerprint(
         stage_fingerprint(run, "teacher"),
         settings,
         weights_fingerprint(_masked_lm(run)),
         vectors and file_fingerprint(Path(vectors)),
     )
+
+
+def _check(run: Run, unit: Unit) -> None:
+    """An hour's work shall not end with the lack of a file."""
+    settings = run.study.augment
+    if settings.masked_lm is not None:
+        resolve_model(settings.masked_lm, "augment.masked_lm")
+    if settings.vectors is not None and not Path(settings.vectors).is_file():
+        raise ConfigError(f"augment.vectors: {settings.vectors} does not exist")
 
 
 def _needs(run: Run, unit: Unit) -> Iterable[tuple[str, Unit]]:
@@ -122,6 +129,7 @@ STAGE = Stage(
     make=_make,
     describe=_describe,
     needs=_needs,
+    check=_check,
     fits=lambda run, result: result["copies"] >= run.study.augment.copies,
     missing="set augment.copies to the new rows per row that you want, e.g. 20",
 )

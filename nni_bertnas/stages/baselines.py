@@ -5,6 +5,7 @@ end like it. A baseline's fingerprint holds the searched result's, never the oth
 baselines later makes nothing anew.
 """
 
+import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,7 +106,10 @@ def matching(run: Run, searched: Result) -> Matching:
 
 def _train(run: Run, baseline: Baseline, number: int, match: Matching, name: str) -> list[Candidate]:
     """Draw a baseline and train its cells from fresh weights; if they do not train, draw another."""
-    for _, drawn in zip(range(ATTEMPTS), baseline.students(match, number), strict=False):
+    students = list(itertools.islice(baseline.students(match, number), ATTEMPTS))
+    if not students:
+        raise ConfigError(f"baseline.students: there is no {name}, the spaces have fewer; ask for fewer")
+    for drawn in students:
         try:
             return train_cells(run, drawn)
         except CandidateError as error:

@@ -51,23 +51,19 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     start, study = time.perf_counter(), run.study
     teacher, tokenizer = run.load_teacher()
     teacher.to(best_device())
-    train = run.data.splits["train"]
+    rows = run.data.splits["train"]
     if study.task.transfer_rows:
-        train += load_transfer(study.task)
-    data = {"train": tokenize(tokenizer, train, study.task.max_length)}
-    data["dev"] = tokenize(tokenizer, run.data.splits["dev"], study.task.max_length)
-    writers = {
-        split: SplitWriter(folder / split, teacher, rows, run.edges, study.features.dtype)
-        for split, rows in data.items()
-    }
-    token_size = writers["dev"].layout.token_bytes()
-    stored = rows_within(study.features, token_size, data["train"].lengths, int(data["dev"].offsets[-1]))
-    writers["train"] = SplitWriter(folder / "train", teacher, data["train"], run.edges, study.features.dtype, stored)
+        rows += load_transfer(study.task)
+    splits = {"train": rows, "dev": run.data.splits["dev"]}
+    data = {split: tokenize(tokenizer, rows, study.task.max_length) for split, rows in splits.items()}
+    dev = SplitWriter(folder / "dev", teacher, data["dev"], run.edges, study.features.dtype)
+    stored = rows_within(study.features, dev.layout.token_bytes(), data["train"].lengths, int(data["dev"].offsets[-1]))
+    train = SplitWriter(folder / "train", teacher, data["train"], run.edges, study.features.dtype, stored)
     before = read_result(folder, _fingerprint(run, unit))
     (folder / RESULT).unlink(missing_ok=True)
     (folder / _CHECKED).unlink(missing_ok=True)
-    for writer in writers.values():
-        writer.write()
+    train.write()
+    dev.write()
     (folder / _CHECKED).write_text(json.dumps(_stamps(folder)), encoding="utf-8")
     seconds = time.perf_counter() - start
     result: Result = {

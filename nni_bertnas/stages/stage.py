@@ -10,9 +10,9 @@ from nni_bertnas.artifacts import atomic_folder, read_result
 from nni_bertnas.config import Study
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.machine import memory_bytes, num_cores
-from nni_bertnas.search.strategies import check_search
 from nni_bertnas.stages import STAGES
 from nni_bertnas.stages.run import Result, Run, Unit, unit_name
+from nni_bertnas.study_files import check
 from nni_bertnas.tracking import Tracker
 
 
@@ -124,11 +124,11 @@ def _make(stage: Stage, run: Run, unit: Unit, tracker: Tracker) -> Result:
     return result
 
 
-def check_unit(stage: Stage, unit: Unit) -> None:
-    """Whether a unit's parameters are those of its stage.
+def check_unit(stage: Stage, unit: Unit) -> Unit:
+    """A unit with its parameters in the stage's own order, as its folder's name has them; NNI's tuners have theirs.
 
     Raises:
-        ConfigError: They are not.
+        ConfigError: They are others.
     """
     wanted = stage.parameters
     if set(unit) != set(wanted) or not all(isinstance(unit[name], kind) for name, kind in wanted.items()):
@@ -137,6 +137,7 @@ def check_unit(stage: Stage, unit: Unit) -> None:
             f"searchSpace: a {stage.name} trial takes {names}, got {dict(unit)}; run it "
             f"through nnictl create --config experiment_configs/{stage.name}.yml"
         )
+    return {name: unit[name] for name in wanted}
 
 
 def trials_at_once(run: Run, stage: Stage) -> int:
@@ -148,6 +149,18 @@ def trials_at_once(run: Run, stage: Stage) -> int:
     return run.study.nni.concurrency or max(1, min(at_once, memory_bytes() >> 31))
 
 
+def check_all(run: Run) -> None:
+    """Whether all that a study asks for can be made, as far as can be said before any of it is.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    check(run.study)
+    for stage in map(load, STAGES):
+        for unit in stage.units(run):
+            stage.check(run, unit)
+
+
 def run_study(study: Study) -> Run:
     """Everything that a study asks for, in this process and without NNI experiments around it.
 
@@ -155,8 +168,8 @@ def run_study(study: Study) -> Run:
         ConfigError: The study cannot be run.
         PhaseError: Nothing came out of a stage.
     """
-    check_search(study.cell, study.student.hidden_size)
     run = Run(study)
+    check_all(run)
     for name in STAGES:
         for unit in load(name).units(run):
             ensure(run, name, unit)

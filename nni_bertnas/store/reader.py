@@ -110,7 +110,7 @@ class FeatureStore:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """`(num_rows,)`; sources.UNLABELLED, or not-a-number for scores, where a row has none."""
+        """`(num_rows,)`; `rows.UNLABELLED`, or not-a-number for scores, where a row has none."""
         return np.asarray(self._array("labels"))
 
     @cached_property

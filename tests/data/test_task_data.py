@@ -6,7 +6,8 @@ import pytest
 from tiny import write_tiny_task
 
 from nni_bertnas.config import TaskSettings
-from nni_bertnas.data.rows import UNLABELLED
+from nni_bertnas.data.rows import UNLABELLED, Rows
+from nni_bertnas.data.splits import eighths
 from nni_bertnas.data.task_data import load_task, load_transfer
 from nni_bertnas.errors import ConfigError
 
@@ -23,6 +24,13 @@ def test_movie_reviews_split_is_fixed_stratified_and_disjoint() -> None:
     assert load_task(TaskSettings()).splits["dev"].texts == rows["dev"].texts
     # Any other split would make scores of different studies incomparable.
     assert hashlib.sha256("\n".join(rows["dev"].texts).encode()).hexdigest().startswith("55bc6f75276361ff")
+
+
+def test_a_task_with_splits_of_its_own_keeps_them() -> None:
+    rows = Rows([f"text {number}" for number in range(80)], [0, 1] * 40)
+    found = eighths({"train": rows, "glue_dev": rows}, ("a", "b"))
+    assert set(found) == {"train", "dev", "glue_dev"} and found["glue_dev"] is rows
+    assert set(eighths({"train": rows}, ("a", "b"))) == {"train", "dev", "test"}
 
 
 def test_transfer_rows_are_unlabelled_new_sentences_and_a_fixed_choice() -> None:

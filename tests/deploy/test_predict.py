@@ -218,7 +218,7 @@ def test_data_of_scores_and_pairs(tmp_path: Path) -> None:
 
 
 def test_a_saved_student_is_exported_whole_or_not_at_all(
-    built: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    built: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = built.folder("teacher"), tmp_path / "out"
     assert main(["export", str(source), "--to", "hf", "--output", str(target)]) == 0
@@ -236,6 +236,11 @@ def test_a_saved_student_is_exported_whole_or_not_at_all(
         assert main(["export", *wrong]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    assert main(["export", str(source), "--to", "hf", "--output", "."]) == 2
+    assert "must not be the folder" in capsys.readouterr().err and empty.is_dir()
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -118,9 +118,12 @@ def test_a_uniform_student_is_the_nearest_of_all() -> None:
     assert own.ratios(first) == [1.0, 1.0]
     assert {choice for one in second for choice in one.architecture.values()} == {"dilated_convolution_5"}
     assert next(uniform_students(own, 1)) == second
-    # What was searched comes last.
+    # What was searched is none.
     same = next(uniform_students(match([chain("convolution_5")] * 2), 0))
     assert spell(same[0].architecture) == "dilated_convolution_5"
+    assert not any(
+        one == [chain("convolution_5")] * 2 for one in uniform_students(match([chain("convolution_5")] * 2), 0)
+    )
 
 
 def test_random_students_differ_and_keep_their_numbers() -> None:

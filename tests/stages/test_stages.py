@@ -14,11 +14,11 @@ from nni_bertnas.artifacts import atomic_folder, read_result
 from nni_bertnas.cli import main
 from nni_bertnas.config import to_yaml
 from nni_bertnas.errors import ConfigError, PhaseError
-from nni_bertnas.report.results import best_student, show
+from nni_bertnas.report.results import best_student, collapsed_searches, show
 from nni_bertnas.stages import STAGES, built_on, stage
 from nni_bertnas.stages.block import choose
 from nni_bertnas.stages.cells import starts_fresh
-from nni_bertnas.stages.run import Run
+from nni_bertnas.stages.run import Run, unit_name
 from nni_bertnas.stages.stage import check_unit, ensure, find, load, run_study, stage_fingerprint, trials_at_once
 from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.study_files import parse_study
@@ -234,10 +234,41 @@ def test_every_stage_keeps_the_contract(name: str, tmp_path: Path) -> None:
 
 def test_trials_take_the_parameters_of_their_stage() -> None:
     found = load("baselines")
-    check_unit(found, {"student": "uniform_0", "seed": 1})
+    assert list(check_unit(found, {"student": "uniform_0", "seed": 1})) == ["seed", "student"]  # as its folder's name
+    assert unit_name(check_unit(load("cell"), {"depth": 2, "block": 0})) == "block0_depth2"
     for wrong in ({"seed": 1}, {"seed": 1, "student": 2}, {"seed": "1", "student": "uniform_0"}):
         with pytest.raises(ConfigError, match="student as text"):
             check_unit(found, wrong)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"augment": {"copies": 1, "masked_lm": "package:nothere"}}, "package nothere is not installed"),
+        ({"augment": {"copies": 1, "vectors": "nothere.txt"}}, "augment.vectors: nothere.txt does not exist"),
+        ({"cell": {"space": "nosuch", "operations": ["convolution_3", "zero"]}}, "cell.space.*unknown space 'nosuch'"),
+        ({"baseline": {"students": {"random": 1}}, "cell": {"space": "no.such"}}, "cell.space.*no.such"),
+    ],
+)
+def test_what_cannot_be_made_is_said_before_anything_is(sections: dict, message: str, tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, **sections)
+    with pytest.raises(ConfigError, match=message):
+        run_study(run.study)
+    assert not run.root.exists()
+
+
+def test_baselines_of_an_older_version_are_no_searched_students(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path)
+    for name, kind, score in (("seed0", "searched", 0.7), ("seed0_random_0", "random_0", 0.8)):
+        folder = run.folder("supernet") / name
+        folder.mkdir(parents=True)
+        run.write(folder, {"seed": 0, "student_kind": kind, "student": {"dev_accuracy": score}})
+    assert best_student(run)[0].name == "seed0"
+    for block, depth in ((0, 1), (7, 9)):
+        folder = run.folder("cell", {"block": block, "depth": depth})
+        folder.mkdir(parents=True)
+        run.write(folder, {"block": block, "depth": depth, "collapsed": "nothing but zeros"})
+    assert collapsed_searches(run) == ["the search of block 0, depth 1 has nothing but zeros"]
 
 
 def test_trials_at_once_fit_the_machine_and_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
