@@ -32,7 +32,7 @@ from nni_bertnas.stages.cells import make_search
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure
 from nni_bertnas.store.reader import FeatureDataset
-from nni_bertnas.student.build import new_student
+from nni_bertnas.student.build import Start, new_student
 from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.training.losses import masked_mse
 from nni_bertnas.training.student import StudentDistillation
@@ -67,7 +67,9 @@ def student_step(
     store = run.train
     shapes = [Candidate(space="layers", depth=1, architecture={"layer_0": name}) for name in CELLS]
     cells = [one.fresh(store.hidden_size, 128).trained for one in shapes]
-    student = new_student(study.student, run.load_teacher()[0], shapes, task_note(study.task))
+    student = new_student(
+        run.shape, Start(teacher=run.load_teacher()[0], spec=run.task, note=task_note(study.task)), shapes
+    )
     student.load_cells(cells)
     student.embeddings.requires_grad_(not frozen)
     module = StudentDistillation(

@@ -48,6 +48,7 @@ class CustomSettings:
     labels: Annotated[list[str], Field(min_length=2)] | None = None  # names by number; null: those in train, sorted
     quotes: Literal["csv", "literal"] = "csv"  # literal: a quote in .csv and .tsv is part of the text
     metric: str | None = None  # a key of METRICS; ranks. null: accuracy, or for regression pearson_spearman
+    symmetric: bool = False  # of pairs: whether the second text first has the same label, as in similarity
 
     @model_validator(mode="after")
     def _labels_fit(self) -> "CustomSettings":
@@ -137,6 +138,11 @@ class StudentSettings:
     hidden_size: Annotated[int, Field(ge=4)] = 192  # width of the cells; the teacher's width needs no maps
     embedding_size: Annotated[int, Field(ge=4)] = 128  # rank of the factorised word embedding
     freeze_embeddings: bool = False
+    head: str = "auto"  # a key of HEADS; auto: what was measured best for the task
+    # how a pair is read: both texts in one sequence, or each by itself through the same cells; auto: by task
+    encoding: Literal["auto", "joint", "separate"] = "auto"
+    token_weights: bool = True  # a learned weight of every word piece in the head's means, started from its frequency
+    static_path: bool = True  # the word pieces' vectors lead past the cells into the head, too
     # of the training of cells and student; auto: mixed with bfloat16 on CUDA, and in the block phase on CPUs with AMX
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1  # before the classifier, in the supernet phase

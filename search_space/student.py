@@ -1,11 +1,13 @@
 """The whole student as a Hugging Face model.
 
 Needs torch and transformers alone, so that a saved student loads anywhere. `save_pretrained` copies this file,
-`cells.py` and `operations.py` beside the weights, so `AutoModelForSequenceClassification.from_pretrained(folder,
-trust_remote_code=True)` works where this project is not installed.
+`cells.py`, `heads.py` and `operations.py` beside the weights, so
+`AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)` works where this project is not
+installed.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,67 +16,80 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Pretrai
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .cells import Cell, build_body
+from .heads import HEADS, Side, split_pairs, weighted_mean
 
 
 class Embeddings(nn.Module):
-    """BERT's input embeddings with the word matrix factorised into `(vocab, rank) @ (rank, hidden)`."""
+    """BERT's input embeddings with the word matrix factorised into `(vocab, rank) @ (rank, hidden)`.
+
+    Of a student without cells the `(vocab, rank)` alone.
+    """
 
     def __init__(self, config: "StudentConfig") -> None:
         super().__init__()
         rank, size = config.embedding_size, config.teacher_hidden_size
         self.word = nn.Embedding(config.vocab_size, rank, padding_idx=config.pad_token_id)
-        self.expand = nn.Identity() if rank == size else nn.Linear(rank, size, bias=False)
-        self.position = nn.Embedding(config.max_position_embeddings, size)
-        self.token_type = nn.Embedding(config.type_vocab_size, size)
-        self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        if config.cells:
+            self.expand = nn.Identity() if rank == size else nn.Linear(rank, size, bias=False)
+            self.position = nn.Embedding(config.max_position_embeddings, size)
+            self.token_type = nn.Embedding(config.type_vocab_size, size)
+            self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """`(batch, seq)` -> `(batch, seq, teacher_hidden)`."""
-        if input_ids.shape[1] > self.position.num_embeddings:
+    def forward(self, words: Tensor, token_type_ids: Tensor | None = None, first: int = 0) -> Tensor:
+        """What enters the first cell.
+
+        Args:
+            words: Vectors of the word pieces, `(batch, seq, rank)`.
+            token_type_ids: `(batch, seq)`; all 0 without it.
+            first: Number of the first position.
+
+        Returns:
+            `(batch, seq, teacher_hidden)`.
+        """
+        stop = first + words.shape[1]
+        if stop > self.position.num_embeddings:
             raise ValueError(
-                f"{input_ids.shape[1]} word pieces, but the student knows {self.position.num_embeddings} positions: "
+                f"{stop} word pieces, but the student knows {self.position.num_embeddings} positions: "
                 "tokenise with truncation=True"
             )
-        x = self.expand(self.word(input_ids)) + self.position.weight[: input_ids.shape[1]]
         types = self.token_type.weight[0] if token_type_ids is None else self.token_type(token_type_ids)
-        return self.norm(x + types)
+        return self.norm(self.expand(words) + self.position.weight[first:stop] + types)
 
     @torch.no_grad()
     def copy_from(self, teacher: Any) -> None:
-        """Start from the embeddings of a BERT, RoBERTa or DistilBERT: SVD of the word matrix, the rest as it is."""
+        """Start from the embeddings of a BERT, RoBERTa or DistilBERT: principal components of the word matrix.
+
+        What the components leave out of its mean goes into the positions; the rest is copied as it is.
+        """
         words = teacher.word_embeddings.weight
-        if isinstance(self.expand, nn.Linear):
-            _, directions = torch.linalg.eigh(words.T @ words)
-            top = directions[:, -self.expand.in_features :]
-            self.word.weight.copy_(words @ top)
-            self.expand.weight.copy_(top)
-        else:
-            self.word.weight.copy_(words)
+        mean = words.mean(0)
+        self.copy_words(words)
+        if not hasattr(self, "position"):
+            return
         positions = teacher.position_embeddings
         first = 0 if positions.padding_idx is None else positions.padding_idx + 1  # RoBERTa counts from there
         self.position.weight.copy_(positions.weight[first : first + self.position.num_embeddings])
+        if isinstance(self.expand, nn.Linear):
+            self.position.weight.add_(mean)
         if hasattr(teacher, "token_type_embeddings"):
             self.token_type.weight.copy_(teacher.token_type_embeddings.weight)
         else:
             self.token_type.weight.zero_()
         self.norm.load_state_dict(teacher.LayerNorm.state_dict())
 
-
-class AttentionMaxPool(nn.Module):
-    """A learned weighted mean beside the maximum, both over unmasked positions, through one dense layer."""
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.weigh = nn.Linear(hidden_size, 1)
-        self.dense = nn.Linear(2 * hidden_size, hidden_size)
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """`(batch, seq, hidden)`, `(batch, seq)` -> `(batch, hidden)`."""
-        hidden = ~mask.unsqueeze(-1)
-        lowest = torch.finfo(x.dtype).min
-        share = self.weigh(x).masked_fill(hidden, lowest).softmax(dim=1)
-        pooled = torch.cat([(share * x).sum(dim=1), x.masked_fill(hidden, lowest).amax(dim=1)], dim=-1)
-        return nn.functional.gelu(self.dense(pooled))
+    @torch.no_grad()
+    def copy_words(self, vectors: Tensor) -> None:
+        """Start the word matrix from vectors of all pieces, `(vocab, size)`: principal components, the mean removed."""
+        rank, size = self.word.embedding_dim, vectors.shape[1]
+        if rank == size:
+            self.word.weight.copy_(vectors)
+            return
+        centred = vectors - vectors.mean(0)
+        _, directions = torch.linalg.eigh(centred.T @ centred)
+        top = directions[:, -rank:]
+        self.word.weight.copy_(centred @ top)
+        if isinstance(expand := getattr(self, "expand", None), nn.Linear):
+            expand.weight.copy_(top)
 
 
 # transformers wants a configuration that can be made from nothing
@@ -89,6 +104,12 @@ class StudentConfig(PretrainedConfig):
         hidden_size: Width of the cells.
         teacher_hidden_size: Width in which the embeddings are summed.
         embedding_size: Rank of the word embedding.
+        head: A key of `heads.HEADS`.
+        encoding: How a pair is read: `joint`, both texts in one sequence, or `separate`, each by itself.
+        symmetric: Whether a pair swapped has the same answer, where the head compares.
+        token_weights: Whether every word piece has a learned weight in the head's means.
+        static_path: Whether the word pieces' vectors lead past the cells into the head. Without cells they alone do.
+        sep_token_id: What ends a text, by which the second of a pair is found where there are no token types.
     """
 
     model_type = "bertnas-student"
@@ -105,6 +126,12 @@ class StudentConfig(PretrainedConfig):
         layer_norm_eps: float = 1e-12,
         pad_token_id: int = 0,
         dropout: float = 0.1,
+        head: str = "pool",
+        encoding: str = "joint",
+        symmetric: bool = False,
+        token_weights: bool = False,
+        static_path: bool = False,
+        sep_token_id: int | None = None,
         **kwargs: object,
     ) -> None:
         self.cells = list(cells)
@@ -116,18 +143,34 @@ class StudentConfig(PretrainedConfig):
         self.type_vocab_size = type_vocab_size
         self.layer_norm_eps = layer_norm_eps
         self.dropout = dropout
-        super().__init__(pad_token_id=pad_token_id, **kwargs)
+        self.head = head
+        self.encoding = encoding
+        self.symmetric = symmetric
+        self.token_weights = token_weights
+        self.static_path = static_path
+        super().__init__(pad_token_id=pad_token_id, sep_token_id=sep_token_id, **kwargs)
+
+
+@dataclass
+class StudentOutput(SequenceClassifierOutput):
+    """What a student gives.
+
+    Attributes:
+        vectors: One per text, `(sides * batch, width)`, all first texts before all second ones.
+    """
+
+    vectors: Tensor | None = None
 
 
 class StudentForSequenceClassification(PreTrainedModel):
-    """Embeddings, the chained cells, pooling, classifier."""
+    """Embeddings, the chained cells, a head, classifier."""
 
     config_class = StudentConfig
     base_model_prefix = "student"
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__(config)
-        width = config.hidden_size
+        width = config.hidden_size if config.cells else config.embedding_size
         same = config.teacher_hidden_size == width
         self.embeddings = Embeddings(config)
         self.links = nn.ModuleList(
@@ -137,8 +180,11 @@ class StudentForSequenceClassification(PreTrainedModel):
         self.cells = nn.ModuleList(
             build_body(one["space"], one["architecture"], one["depth"], width) for one in config.cells
         )
-        self.norm = nn.LayerNorm(width)
-        self.pool = AttentionMaxPool(width)
+        self.norm = nn.LayerNorm(width) if config.cells else nn.Identity()
+        past = config.static_path and config.cells
+        self.static = nn.Linear(config.embedding_size, width, bias=False) if past else None
+        self.token_weight = nn.Embedding(config.vocab_size, 1) if config.token_weights else None
+        self.pool = HEADS[config.head](width, config.symmetric)
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(width, config.num_labels)
         self.post_init()
@@ -147,6 +193,8 @@ class StudentForSequenceClassification(PreTrainedModel):
         reset = getattr(module, "reset_parameters", None)
         if callable(reset):
             reset()
+        if module is self.static or module is self.token_weight:  # at first neither changes anything
+            nn.init.zeros_(module.weight)
 
     def forward(
         self,
@@ -157,17 +205,18 @@ class StudentForSequenceClassification(PreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         **kwargs: object,
-    ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
+    ) -> StudentOutput | tuple[Tensor, ...]:
         """Classify token ids.
 
         Args:
             input_ids: `(batch, seq)`.
             attention_mask: `(batch, seq)`, 1 = keep; all are kept without it.
-            token_type_ids: `(batch, seq)`; all 0 without it.
+            token_type_ids: `(batch, seq)`; without it, or where there is one type alone, the second text of a pair
+                starts behind the first `sep_token_id`.
             labels: `(batch,)`, class numbers, or scores where there is one output; with them the output has the mean
                 cross-entropy, or the mean squared error, as loss.
             output_hidden_states: Whether the output has the hidden state at every block's exit, each
-                `(batch, seq, hidden)`.
+                `(batch, seq, hidden)`, or `(2 * batch, side, hidden)` of pairs read separately; see `split_pairs`.
             return_dict: False for a plain tuple.
             **kwargs: Ignored; what pipelines pass besides.
 
@@ -175,30 +224,82 @@ class StudentForSequenceClassification(PreTrainedModel):
             logits `(batch, num_labels)`, and what was asked for.
         """
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        x = self.embeddings(input_ids, token_type_ids)
-        exits = []
-        second = None if token_type_ids is None else token_type_ids.bool() & mask
-        for link, body in zip(self.links, self.cells, strict=True):
-            x = body(link(x), mask, second)
-            exits.append(x)
-        logits = self.classifier(self.dropout(self.pool(self.norm(x), mask)))
+        second = self._second(input_ids, mask, token_type_ids)
+        separate = False
+        if second is not None and self.config.encoding == "separate":
+            separate = True
+            input_ids, mask = split_pairs(mask, second, input_ids)
+            token_type_ids = second = None
+        side, exits = self._read(input_ids, mask, token_type_ids, second, first=int(separate))
+        pooled, vectors = self.pool(self._sides(side, second))
+        logits = self.classifier(self.dropout(pooled))
         loss = None
         if labels is not None and self.config.num_labels == 1:
             loss = nn.functional.mse_loss(logits[:, 0], labels.to(logits.dtype))
         elif labels is not None:
             loss = nn.functional.cross_entropy(logits, labels)
-        output = SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=tuple(exits) if output_hidden_states else None
-        )
-        return output.to_tuple() if return_dict is False else output
+        hidden_states = exits if output_hidden_states else None
+        if return_dict is False:
+            return StudentOutput(loss=loss, logits=logits, hidden_states=hidden_states).to_tuple()
+        return StudentOutput(loss=loss, logits=logits, hidden_states=hidden_states, vectors=vectors)
+
+    def text_vectors(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What single texts come to before a pair of them is compared.
+
+        Args:
+            input_ids: `(batch, seq)`.
+            attention_mask: `(batch, seq)`, 1 = keep.
+
+        Returns:
+            One vector per text, `(batch, width)`, and the hidden state at every block's exit.
+        """
+        first = int(self.config.encoding == "separate")  # then the piece that opens a sequence is left out
+        side, exits = self._read(input_ids[:, first:], attention_mask[:, first:].bool(), None, None, first=first)
+        return weighted_mean(side[0], self.pool.shares(side)), exits
+
+    def _read(
+        self, input_ids: Tensor, mask: Tensor, token_type_ids: Tensor | None, second: Tensor | None, first: int
+    ) -> tuple[Side, tuple[Tensor, ...]]:
+        """What goes into the head, and the hidden state at every block's exit."""
+        words, exits = self.embeddings.word(input_ids), []
+        x = self.embeddings(words, token_type_ids, first) if self.config.cells else words
+        for link, body in zip(self.links, self.cells, strict=True):
+            x = body(link(x), mask, second)
+            exits.append(x)
+        x = self.norm(x)
+        if self.static is not None:
+            x = x + self.static(words)
+        bias = None if self.token_weight is None else self.token_weight(input_ids).squeeze(-1)
+        return (x, mask, bias), tuple(exits)
+
+    def _second(self, input_ids: Tensor, mask: Tensor, token_type_ids: Tensor | None) -> Tensor | None:
+        """Where the second text of every pair stands, `(batch, seq)`; None where nothing asks for it."""
+        if token_type_ids is not None and self.config.type_vocab_size > 1:
+            return token_type_ids.bool() & mask
+        if self.pool.sides == 1:
+            return None
+        ends = (input_ids == self.config.sep_token_id) & mask
+        return (ends.cumsum(1) - ends.long() > 0) & mask
+
+    def _sides(self, side: Side, second: Tensor | None) -> list[Side]:
+        """What the head is given: one side, or two."""
+        x, mask, bias = side
+        if self.pool.sides == 1:
+            return [side]
+        if second is not None:
+            return [(x, mask & ~second, bias), (x, mask & second, bias)]
+        biases = (None, None) if bias is None else bias.chunk(2)
+        return list(zip(x.chunk(2), mask.chunk(2), biases, strict=True))
 
     @torch.no_grad()
     def load_cells(self, cells: Sequence[Cell]) -> None:
         """Take over trained cells; the map out of one block and into the next fold into one matrix.
 
         Args:
-            cells: One per block, of the architectures in `config.cells`.
+            cells: One per block, of the architectures in `config.cells`; where it has none, nothing is done.
         """
+        if not self.cells:
+            return
         previous = None
         for link, body, cell in zip(self.links, self.cells, cells, strict=True):
             body.load_state_dict(cell.body.state_dict())

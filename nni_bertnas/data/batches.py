@@ -25,7 +25,10 @@ class Batch:
         token_type_ids: `(batch, seq)`, 1 in the second text of a pair.
         labels: `(batch,)`: class numbers or scores; see `rows.UNLABELLED`.
         logits: The teacher's, `(batch, num_labels)`.
-        hidden: The teacher's hidden states at some edges, each `(batch, seq, hidden)` in single precision.
+        vectors: The teacher's sentence vectors, `(sides * batch, hidden)`, all first texts before all second ones.
+        hidden: The teacher's hidden states at some edges, each `(batch, seq, hidden)` in single precision, or, of pairs
+            read separately, `(2 * batch, side, hidden)`.
+        hidden_mask: Which of them are of word pieces, `(batch, seq)` or `(2 * batch, side)`.
         second: `(batch, seq)`, bool, true in the second text of a pair; None where there are no pairs.
         part: Of the data, e.g. train or architecture, to tell loaders apart.
     """
@@ -35,7 +38,9 @@ class Batch:
     token_type_ids: Tensor | None = None
     labels: Tensor | None = None
     logits: Tensor | None = None
+    vectors: Tensor | None = None
     hidden: list[Tensor] = dataclasses.field(default_factory=list)
+    hidden_mask: Tensor | None = None
     second: Tensor | None = None
     part: str = "train"
 

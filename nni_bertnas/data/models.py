@@ -88,6 +88,18 @@ def load_classifier(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokeniz
         return model.eval().requires_grad_(False), AutoTokenizer.from_pretrained(folder)
 
 
+def load_encoder(model: str) -> "PreTrainedModel":
+    """The encoder of a model, by the name that `teacher.model` has, in eval mode without gradients.
+
+    Raises:
+        ConfigError: It cannot be loaded.
+    """
+    from transformers import AutoModel  # takes seconds to load
+
+    with loading(f"teacher.model: {model}"):
+        return AutoModel.from_pretrained(resolve_model(model)).eval().requires_grad_(False)
+
+
 def weights_fingerprint(model: str) -> str:
     """A hash of the weights in a model's folder; the name itself of a model on the hub."""
     folder = Path(model)

@@ -51,6 +51,7 @@ class TaskSpec:
         glue: Its place in the classic GLUE folder; None where it has none.
         hub_splits: Our split's name -> the hub's.
         hold_out: How dev, and test where there is none, come out of train.
+        symmetric: Of pairs, whether the second text first has the same label.
     """
 
     texts: tuple[str, ...]
@@ -61,6 +62,12 @@ class TaskSpec:
     glue: GlueFiles | None = None
     hub_splits: Mapping[str, str] = field(default_factory=lambda: {"train": "train", "glue_dev": "validation"})
     hold_out: HoldOut = like_final
+    symmetric: bool = False
+
+    @property
+    def pairs(self) -> bool:
+        """Whether a row has two texts."""
+        return len(self.texts) == 2
 
     @property
     def regression(self) -> bool:
@@ -94,6 +101,7 @@ TASKS: Mapping[str, TaskSpec] = {
     "mrpc": TaskSpec(
         texts=_PAIR,
         label_names=("not_equivalent", "equivalent"),
+        symmetric=True,
         metrics=_F1,
         metric="accuracy_f1",
         glue=GlueFiles(
@@ -103,6 +111,7 @@ TASKS: Mapping[str, TaskSpec] = {
     "qqp": TaskSpec(
         texts=("question1", "question2"),
         label_names=("not_duplicate", "duplicate"),
+        symmetric=True,
         metrics=_F1,
         metric="accuracy_f1",
         glue=GlueFiles(
@@ -111,6 +120,7 @@ TASKS: Mapping[str, TaskSpec] = {
     ),
     "stsb": TaskSpec(
         texts=_PAIR,
+        symmetric=True,
         metrics=_OF_SCORES,
         metric="pearson_spearman",
         glue=GlueFiles(folder="STS-B", texts=_PAIR, label="score", test={"STS-B": "test.tsv"}),
@@ -177,6 +187,7 @@ def task_spec(task: TaskSettings) -> TaskSpec:
         metric=metric,
         hub_splits={"train": "train", "dev": "validation", "test": "test"},
         hold_out=tenths,
+        symmetric=own.symmetric,
     )
 
 

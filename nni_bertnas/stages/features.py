@@ -27,7 +27,8 @@ _log = logging.getLogger(__name__)
 def _fingerprint(run: Run, unit: Unit) -> str:
     """Of teacher, data, edges and how they are stored."""
     study = run.study
-    return fingerprint(stage_fingerprint(run, "teacher"), study.task.transfer_rows, run.edges, to_dict(study.features))
+    teacher = stage_fingerprint(run, "teacher")
+    return fingerprint(teacher, study.task.transfer_rows, run.edges, to_dict(study.features), run.separate)
 
 
 def _stamps(folder: Path) -> dict[str, list[int]]:
@@ -56,9 +57,12 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
         rows += load_transfer(study.task)
     splits = {"train": rows, "dev": run.data.splits["dev"]}
     data = {split: tokenize(tokenizer, rows, study.task.max_length) for split, rows in splits.items()}
-    dev = SplitWriter(folder / "dev", teacher, data["dev"], run.edges, study.features.dtype)
+    encoder, dtype = run.load_encoder(), study.features.dtype
+    if encoder is not None:
+        encoder.to(best_device())
+    dev = SplitWriter(folder / "dev", teacher, data["dev"], run.edges, dtype, encoder=encoder)
     stored = rows_within(study.features, dev.layout.token_bytes(), data["train"].lengths, int(data["dev"].offsets[-1]))
-    train = SplitWriter(folder / "train", teacher, data["train"], run.edges, study.features.dtype, stored)
+    train = SplitWriter(folder / "train", teacher, data["train"], run.edges, dtype, stored, encoder)
     before = read_result(folder, _fingerprint(run, unit))
     (folder / RESULT).unlink(missing_ok=True)
     (folder / _CHECKED).unlink(missing_ok=True)

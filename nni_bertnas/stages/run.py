@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from nni_bertnas.artifacts import read_result, write_result
-from nni_bertnas.config import Study, TrainingSettings, resolve_boundaries, to_dict, to_yaml
-from nni_bertnas.data.models import load_classifier
+from nni_bertnas.config import StudentSettings, Study, TrainingSettings, resolve_boundaries, to_dict, to_yaml
+from nni_bertnas.data.models import load_classifier, load_encoder
 from nni_bertnas.data.task_data import TaskData, load_task
 from nni_bertnas.data.tasks import TaskSpec, task_spec
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.search.strategies import list_spaces
 from nni_bertnas.stages import built_on
 from nni_bertnas.store.reader import FeatureStore
+from nni_bertnas.student.build import resolve_shape
 from nni_bertnas.tracking import Channel, Tracker, Watcher, start_wandb
 from nni_bertnas.training.cells import CellTrainer
 from search_space.listing import Space
@@ -76,6 +77,16 @@ class Run:
         """What is searched, by depth."""
         return {space.depth: space for space in list_spaces(self.study.cell, self.study.student.hidden_size)}
 
+    @cached_property
+    def shape(self) -> StudentSettings:
+        """Of the student, `auto` resolved."""
+        return resolve_shape(self.study.student, self.task)
+
+    @property
+    def separate(self) -> bool:
+        """Whether the texts of a pair are read separately."""
+        return self.shape.encoding == "separate"
+
     @property
     def num_blocks(self) -> int:
         """Into how many the teacher is cut."""
@@ -101,7 +112,7 @@ class Run:
         return self._store("dev")
 
     def _store(self, split: str) -> FeatureStore:
-        return FeatureStore(self.folder("features") / split, lambda: self.load_teacher()[0])
+        return FeatureStore(self.folder("features") / split, lambda: self.load_encoder() or self.load_teacher()[0])
 
     def load_teacher(self) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
         """The saved teacher in eval mode without gradients, and its tokenizer.
@@ -111,6 +122,10 @@ class Run:
         """
         self._saved_teacher()
         return load_classifier(self.folder("teacher"))
+
+    def load_encoder(self) -> "PreTrainedModel | None":
+        """What reads texts separately, the model that the teacher was fine-tuned from; None where pairs are joint."""
+        return load_encoder(self.study.teacher.model) if self.separate else None
 
     def _saved_teacher(self) -> Result:
         result = self.read("teacher")

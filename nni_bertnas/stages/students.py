@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from nni_bertnas.augment.parts import open_labelled
 from nni_bertnas.data.batches import make_loader, make_stream
@@ -16,9 +17,9 @@ from nni_bertnas.errors import PhaseError
 from nni_bertnas.stages.run import Result, Run
 from nni_bertnas.stages.stage import find
 from nni_bertnas.store.reader import FeatureDataset, FeatureStore
-from nni_bertnas.student.build import check_chain, new_student
+from nni_bertnas.student.build import Start, check_chain, new_student
 from nni_bertnas.student.candidates import Candidate
-from nni_bertnas.student.cost import count_flops, count_params, measure_latency_ms, model_call
+from nni_bertnas.student.cost import Call, count_flops, count_params, measure_latency_ms, model_call
 from nni_bertnas.tracking import Tracker
 from nni_bertnas.training.losses import LOSSES
 from nni_bertnas.training.metrics import evaluate_classifier
@@ -46,9 +47,24 @@ class StudentMaker:
         self.teacher, self.tokenizer = run.load_teacher()
         self.lengths = run.dev.lengths[:_LATENCY_ROWS].tolist() * _LATENCY_REPEATS
 
+    @cached_property
+    def _start(self) -> Start:
+        run, vocab = self.run, self.teacher.config.vocab_size
+        return Start(
+            teacher=self.teacher,
+            spec=run.task,
+            note=task_note(run.study.task),
+            sep_token_id=self.tokenizer.sep_token_id,
+            counts=np.bincount(run.train.tokens, minlength=vocab),
+        )
+
     def new_student(self, candidates: Sequence[Candidate]) -> StudentForSequenceClassification:
-        """A student of an architecture, its cells fresh."""
-        return new_student(self.run.study.student, self.teacher, candidates, task_note(self.run.study.task))
+        """A student of an architecture, its cells fresh; see :func:`~nni_bertnas.student.build.new_student`."""
+        return new_student(self.run.shape, self._start, candidates)
+
+    def call(self, model: nn.Module) -> Call:
+        """A forward pass of teacher or student on such rows as the task has."""
+        return model_call(model, self.lengths, pairs=self.run.train.has_pairs)
 
     def latency_ms(self, calls: Mapping[str, Any]) -> dict[str, float]:
         """Of every call, measured in turns."""
@@ -92,11 +108,15 @@ class StudentMaker:
         self, candidates: Sequence[Candidate], tracker: Tracker
     ) -> tuple[StudentForSequenceClassification, dict[str, Any]]:
         run, study, settings = self.run, self.run.study, self.run.study.supernet
+        if run.shape.static_path and not any(one.depth for one in candidates):
+            candidates = []  # maps alone; the word pieces' vectors lead past them
         metric, cells = f"dev_{run.task.metric}", [one.trained for one in candidates]
         student = self.new_student(candidates)
         student.load_cells(cells)
         difference = check_chain(student, cells, next(iter(self.dev_loader)))
-        loader = make_stream(self._sources(), settings.batch_size, seed=self.seed, epoch_rows=settings.epoch_rows)
+        loader = make_stream(
+            self._sources(len(cells) > 0), settings.batch_size, seed=self.seed, epoch_rows=settings.epoch_rows
+        )
         module = StudentDistillation(
             student,
             cells,
@@ -115,10 +135,10 @@ class StudentMaker:
         fit(module.train(), loader, self.dev_loader, settings.epochs, callbacks, precision=precision)
         return student.eval(), {"chain_difference": difference, "epoch_of_best": best.epoch}
 
-    def _sources(self) -> list[FeatureDataset]:
+    def _sources(self, has_cells: bool) -> list[FeatureDataset]:
         """The rows that the student learns from, those together that have the same targets."""
         train, distill = self.run.train, self.run.study.distill
-        hidden = any(weight for name, weight in distill.losses.items() if LOSSES[name].needs == "hidden")
+        hidden = has_cells and any(weight for name, weight in distill.losses.items() if LOSSES[name].needs == "hidden")
         sources = [FeatureDataset(train, train.edges[1:] if hidden else (), tokens=True)]
         if len(rest := np.setdiff1d(np.arange(len(train)), sources[0].rows)):  # whose hidden states are not stored
             sources.append(FeatureDataset(train, (), tokens=True, rows=rest))
@@ -148,7 +168,7 @@ class StudentMaker:
             "student": {split: evaluate_classifier(student, loader, run.task) for split, loader in loaders.items()},
         }
         models = {"teacher": self.teacher, "student": student}
-        calls = {name: model_call(model, self.lengths) for name, model in models.items()}
+        calls = {name: self.call(model) for name, model in models.items()}
         latency_ms = self.latency_ms(calls)
         return {
             side: {

@@ -13,7 +13,7 @@ from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, stage_fingerprint
 from nni_bertnas.stages.students import StudentMaker, describe, metrics
 from nni_bertnas.student.candidates import Candidate
-from nni_bertnas.student.cost import Call, cell_call, count_params, model_call
+from nni_bertnas.student.cost import Call, cell_call, count_params
 from nni_bertnas.student.selection import Combination, combinations
 from nni_bertnas.tracking import Tracker
 
@@ -23,7 +23,7 @@ SEARCHED = "searched"
 
 def _fingerprint(run: Run, unit: Unit) -> str:
     study = run.study
-    parts = [to_dict(part) for part in (study.student, study.supernet, study.distill)]
+    parts = [to_dict(part) for part in (run.shape, study.supernet, study.distill)]
     augmented = [stage_fingerprint(run, "augment"), study.augment.copies] if study.augment.copies else []
     return fingerprint([ranking["fingerprint"] for ranking in read_rankings(run)], unit["seed"], parts, augmented)
 
@@ -69,7 +69,7 @@ def choose(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]]) -> Combin
         if limit_ms is not None and combination.latency_ms * correction > limit_ms:
             continue
         picked = [candidates[index] for candidates, index in zip(blocks, combination.choice, strict=True)]
-        student = model_call(maker.new_student(picked), maker.lengths)
+        student = maker.call(maker.new_student(picked))
         measured = maker.latency_ms({"teacher": calls["teacher"], "student": student})
         if (budget.max_latency_ms is None or measured["student"] <= budget.max_latency_ms) and (
             budget.min_speedup is None or measured["teacher"] / measured["student"] >= budget.min_speedup
@@ -90,10 +90,10 @@ def _calls(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]]) -> tuple[
     lengths, width = maker.lengths, maker.run.study.student.hidden_size
     nothing = Candidate(space="sequential", depth=0, architecture={})
     empty = maker.new_student([nothing for _ in blocks])
-    calls = {"teacher": model_call(maker.teacher, lengths), "base": model_call(empty, lengths)}
+    calls = {"teacher": maker.call(maker.teacher), "base": maker.call(empty)}
     for block, candidates in enumerate(blocks):
         for index, one in enumerate(candidates):
-            calls[f"{block}.{index}"] = cell_call(one.trained.body, width, lengths)
+            calls[f"{block}.{index}"] = cell_call(one.trained.body, width, lengths, sides=1 + maker.run.separate)
     return calls, replace(nothing, num_params=count_params(empty))
 
 

@@ -1,8 +1,12 @@
 """What a split of a feature store is on disk: its files, their shapes and types, and what describes them.
 
 A split is a folder of ragged arrays; no padding is stored. The arrays of ARRAYS come from the tokenizer (`stored` says
-which rows have hidden states); `logits.bin` `(num_rows, num_labels)` and, per block edge, `hidden_<edge>.bin`
-`(num_hidden_tokens, hidden)` from the teacher; of 8-bit stores also `scale_<edge>.bin` `(num_hidden_tokens, 1)`.
+which rows have hidden states); `logits.bin` `(num_rows, num_labels)` from the teacher, `vectors.bin`
+`(num_rows, sides * hidden)`, the mean of the last hidden state over each text of the row, and, per block edge,
+`hidden_<edge>.bin` `(num_hidden_tokens, hidden)`; of 8-bit stores also `scale_<edge>.bin` `(num_hidden_tokens, 1)`.
+
+Where the texts of a pair are read separately, hidden states and vectors come from the encoder that the teacher was
+fine-tuned from, which reads every text by itself.
 """
 
 import dataclasses
@@ -22,7 +26,7 @@ DTYPES: Mapping[str, torch.dtype] = {
     "int8": torch.int8,  # with a scale per word piece
 }
 _SCALE = torch.float32
-_LOGITS = torch.float16
+_OF_ROWS = torch.float16
 INDEX = "index.json"
 ARRAYS = ("offsets", "tokens", "token_types", "labels", "stored")
 
@@ -58,6 +62,8 @@ class Layout:
         num_labels: Width of the logits.
         num_rows: All rows.
         num_hidden_tokens: Word pieces of the rows whose hidden states are stored.
+        sides: Texts of a row.
+        separate: Whether they are read separately.
     """
 
     edges: list[int]
@@ -66,6 +72,8 @@ class Layout:
     num_labels: int
     num_rows: int
     num_hidden_tokens: int
+    sides: int = 1
+    separate: bool = False
 
     def of_edge(self, edge: int) -> dict[str, RowFile]:
         """The files of one edge: its values and, of 8-bit values, their scales."""
@@ -78,11 +86,16 @@ class Layout:
     @property
     def logits(self) -> RowFile:
         """The file of the logits."""
-        return RowFile(count=self.num_rows, width=self.num_labels, dtype=_LOGITS)
+        return RowFile(count=self.num_rows, width=self.num_labels, dtype=_OF_ROWS)
+
+    @property
+    def vectors(self) -> RowFile:
+        """The file of the sentence vectors."""
+        return RowFile(count=self.num_rows, width=self.sides * self.hidden_size, dtype=_OF_ROWS)
 
     def files(self) -> dict[str, RowFile]:
         """Every file that the teacher fills, by the name before its ending `.bin`."""
-        files = {"logits": self.logits}
+        files = {"logits": self.logits, "vectors": self.vectors}
         for edge in self.edges:
             files |= self.of_edge(edge)
         return files

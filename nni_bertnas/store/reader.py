@@ -19,6 +19,8 @@ from nni_bertnas.data.batches import Batch, Numbers, model_inputs, ragged_positi
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.machine import best_device
 from nni_bertnas.store.layout import Index, RowFile, decode, hidden_offsets
+from nni_bertnas.store.writer import read_separately
+from search_space.heads import split_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,7 +71,7 @@ class FeatureStore:
 
     Args:
         folder: Of the split.
-        teacher: Loads the teacher; needed where the store is live.
+        teacher: Loads what gives the hidden states; needed where the store is live.
 
     Raises:
         PhaseError: The folder is missing or damaged.
@@ -119,6 +121,16 @@ class FeatureStore:
         file = _RowReader(self.folder / "logits.bin", self.index.logits)
         return file.read(np.zeros(1, int), np.array([len(self)]))[0].numpy()
 
+    @cached_property
+    def _vectors(self) -> _RowReader:
+        return _RowReader(self.folder / "vectors.bin", self.index.vectors)
+
+    def vectors(self, rows: Numbers) -> Tensor:
+        """The sentence vectors of some rows, `(sides * batch, hidden)`: all first texts before all second ones."""
+        starts = np.asarray(rows)
+        found = self._vectors.read(starts, np.ones(len(starts), int))[:, 0].float()
+        return torch.cat(found.chunk(self.index.sides, dim=1))
+
     @property
     def live(self) -> bool:
         """Whether the teacher has to run for the hidden states."""
@@ -154,7 +166,8 @@ class FeatureStore:
             rows: Numbers among `rows`, `(batch,)`.
 
         Returns:
-            `(batch, seq, hidden)` per edge in single precision; zero at padding, or what a live teacher gives there.
+            `(batch, seq, hidden)` per edge in single precision, in the places of the joint sequence; zero at padding,
+            or what a live teacher gives there.
 
         Raises:
             PhaseError: An edge is not stored.
@@ -171,7 +184,10 @@ class FeatureStore:
     @torch.no_grad()  # not in inference mode, whose tensors no gradient may pass
     def _run_teacher(self, edges: Sequence[int], rows: Numbers) -> list[Tensor]:
         batch = token_batch(self, rows, self.index.pad_token_id)
-        states = self._teacher(**model_inputs(self._teacher, batch), output_hidden_states=True).hidden_states
+        if self.index.separate:
+            states: Sequence[Tensor] = read_separately(self._teacher, batch)[0]
+        else:
+            states = self._teacher(**model_inputs(self._teacher, batch), output_hidden_states=True).hidden_states
         return [states[edge].float() for edge in edges]
 
     def sample(self, edges: Sequence[int], num_tokens: int, seed: int) -> list[Tensor]:
@@ -203,8 +219,9 @@ class FeatureDataset(torch.utils.data.Dataset[Batch]):
 
     Args:
         store: The split.
-        edges: Whose hidden states the batches have; of pairs then also `second`.
-        tokens: Whether they have what a whole student needs: tokens, labels, and the teacher's logits.
+        edges: Whose hidden states the batches have; of pairs read jointly then also `second`. Pairs read separately
+            come as sequences of their own, see :func:`~search_space.heads.split_pairs`.
+        tokens: Whether they have what a whole student needs: tokens, labels, the teacher's logits and vectors.
         part: Of the data, copied into every batch.
         rows: The rows of the store that this dataset holds; None takes all that have what `edges` asks for.
     """
@@ -235,14 +252,21 @@ class FeatureDataset(torch.utils.data.Dataset[Batch]):
         if self.with_tokens:
             batch = token_batch(store, rows, store.index.pad_token_id)
             batch.logits = torch.from_numpy(store.logits[rows]).float()
+            batch.vectors = store.vectors(rows)
         else:
             batch = Batch(mask=torch.from_numpy(ragged_positions(store.offsets, rows)[1]))
         batch.part = self.part
         if self.edges:
-            batch.hidden = store.hidden(self.edges, rows)
+            batch.hidden, batch.hidden_mask = store.hidden(self.edges, rows), batch.mask
             if store.has_pairs:
                 positions, mask = ragged_positions(store.offsets, rows)
                 batch.second = torch.from_numpy((store.token_types[positions] == 1) & mask)
+            if store.index.separate:
+                assert batch.second is not None
+                *batch.hidden, batch.hidden_mask = split_pairs(batch.mask, batch.second, *batch.hidden)
+                batch.second = None
+                if not self.with_tokens:
+                    batch.mask = batch.hidden_mask
         return batch
 
     def __getitems__(self, numbers: list[int]) -> Batch:

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from nni_bertnas.artifacts import fingerprint
-from nni_bertnas.data.batches import LengthBatches, TokenDataset, model_inputs
+from nni_bertnas.data.batches import Batch, LengthBatches, TokenDataset, model_inputs
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.store.layout import ARRAYS, INDEX, Index, Layout, decode, encode, hidden_offsets, write_json
+from search_space.heads import split_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,13 +54,14 @@ class SplitWriter:
         edges: Layers whose hidden states are stored.
         dtype: A key of DTYPES.
         stored: Which rows have hidden states `(num_rows,)`; None: all.
+        encoder: Reads the texts of every pair separately; None: hidden states and vectors are the teacher's.
     """
 
     def __init__(
         self, folder: Path, teacher: "PreTrainedModel", data: TokenDataset, edges: Sequence[int],
-        dtype: str = "float16", stored: np.ndarray | None = None,
+        dtype: str = "float16", stored: np.ndarray | None = None, encoder: "PreTrainedModel | None" = None,
     ) -> None:  # fmt: skip
-        self.folder, self.teacher, self.data = folder, teacher, data
+        self.folder, self.teacher, self.data, self.encoder = folder, teacher, data, encoder
         self.edges = list(edges)
         self.stored = np.full(len(data), len(self.edges) > 0) if stored is None else stored
         self.hidden_offsets = hidden_offsets(data.lengths, self.stored)
@@ -71,6 +73,8 @@ class SplitWriter:
             num_labels=int(teacher.config.num_labels),
             num_rows=len(data),
             num_hidden_tokens=int(self.hidden_offsets[-1]),
+            sides=2 if encoder is not None or data.token_types.any() else 1,
+            separate=encoder is not None,
         )
 
     def write(self) -> Index:
@@ -86,7 +90,7 @@ class SplitWriter:
         arrays: dict[str, np.ndarray] = {name: getattr(data, name) for name in ARRAYS if name != "stored"}
         arrays["stored"] = self.stored
         plan = fingerprint(
-            self.edges, self.layout.dtype, self.rows,
+            self.edges, self.layout.dtype, self.layout.separate, self.rows,
             [zlib.crc32(np.ascontiguousarray(array).data) for array in arrays.values()], self.layout.num_labels,
         )  # fmt: skip
         shards = self._kept(plan)
@@ -123,7 +127,7 @@ class SplitWriter:
     def _range(self, name: str, number: int) -> tuple[int, int]:
         """The bytes of a shard in one of the files."""
         first, stop = self.rows[number]
-        if name != "logits":
+        if name not in ("logits", "vectors"):
             first, stop = int(self.hidden_offsets[first]), int(self.hidden_offsets[stop])
         size = self.layout.files()[name].row_bytes
         return first * size, stop * size
@@ -156,7 +160,8 @@ class SplitWriter:
         base = int(offsets[first])
         buffers = {
             name: torch.empty(
-                (stop - first if name == "logits" else int(offsets[stop]) - base, file.width), dtype=file.dtype
+                (stop - first if name in ("logits", "vectors") else int(offsets[stop]) - base, file.width),
+                dtype=file.dtype,
             )
             for name, file in self.layout.files().items()
         }
@@ -164,14 +169,15 @@ class SplitWriter:
         for batch_rows in LengthBatches(data.lengths[first:stop], BATCH_SIZE, shuffle=False):
             rows = first + np.asarray(batch_rows)
             batch = data.batch(rows).to(teacher.device)
-            output = teacher(**model_inputs(teacher, batch), output_hidden_states=True)
-            buffers["logits"][torch.from_numpy(rows - first)] = output.logits.to("cpu", buffers["logits"].dtype)
+            logits, states, vectors = run_models(teacher, self.encoder, batch, self.layout.sides)
+            for name, values in (("logits", logits), ("vectors", vectors)):
+                buffers[name][torch.from_numpy(rows - first)] = values.to("cpu", buffers[name].dtype)
             mask = batch.mask & torch.from_numpy(self.stored[rows]).to(teacher.device)[:, None]
             places = offsets[rows][:, None] + np.arange(mask.shape[1]) - base
             at = torch.from_numpy(places)[mask.cpu()]
             kept = mask[batch.mask]
             for edge in self.edges:
-                hidden = output.hidden_states[edge][batch.mask].float()
+                hidden = states[edge][batch.mask].float()
                 sums[str(edge)][:2] += hidden.sum().item(), hidden.square().sum().item()
                 hidden = hidden[kept]
                 encoded = encode(hidden, dtype)
@@ -195,6 +201,78 @@ class SplitWriter:
             error={edge: float((total[2] / max(variance[edge], 1e-12)) ** 0.5) for edge, total in totals.items()},
             live=len(self.edges) > 0 and not self.stored.any(),
         )
+
+
+def run_models(
+    teacher: "PreTrainedModel", encoder: "PreTrainedModel | None", batch: Batch, sides: int
+) -> tuple[Tensor, Sequence[Tensor], Tensor]:
+    """What is stored of a batch.
+
+    Args:
+        teacher: Gives the logits, and without an encoder the rest.
+        encoder: Reads every text by itself.
+        batch: With tokens.
+        sides: Texts of a row.
+
+    Returns:
+        Logits `(batch, num_labels)`, no numbers where the second text of a pair is missing; hidden states by layer,
+        each `(batch, seq, hidden)` in the places of the joint sequence; the mean of the last over each text,
+        `(batch, sides * hidden)`, of pairs side by side, zeros where a text is missing.
+    """
+    assert batch.token_type_ids is not None
+    output = teacher(**model_inputs(teacher, batch), output_hidden_states=encoder is None)
+    second = batch.token_type_ids.bool() & batch.mask
+    if encoder is None:
+        states = output.hidden_states
+        masks = [batch.mask & ~second, second][:sides]
+        vectors = torch.cat([_mean(states[-1], mask) * _is_text(mask) for mask in masks], dim=1)
+    else:
+        states, vectors = read_separately(encoder, batch)
+    logits = output.logits if sides == 1 else output.logits.masked_fill(~_is_text(second), float("nan"))
+    return logits, states, vectors
+
+
+def _is_text(mask: Tensor) -> Tensor:
+    """Whether a mask, `(batch, seq)`, has more than the piece that ends a text, `(batch, 1)`."""
+    return mask.sum(1, keepdim=True) > 1
+
+
+def read_separately(encoder: "PreTrainedModel", batch: Batch) -> tuple[list[Tensor], Tensor]:
+    """Hidden states and mean vectors of an encoder that is given every text of a pair by itself.
+
+    Args:
+        encoder: Of single texts.
+        batch: Of pairs, joint.
+
+    Returns:
+        As of :func:`run_models`.
+    """
+    ids, types, mask = batch.input_ids, batch.token_type_ids, batch.mask
+    assert ids is not None and types is not None
+    second = types.bool() & mask
+    sides, side_mask = split_pairs(mask, second, ids)
+    opened = [torch.cat([part, value], dim=1) for part, value in (
+        (ids[:, :1].repeat(2, 1), sides), (torch.ones_like(side_mask[:, :1]), side_mask)
+    )]  # fmt: skip
+    alone = Batch(input_ids=opened[0], mask=opened[1], token_type_ids=torch.zeros_like(opened[0]))
+    found = encoder(**model_inputs(encoder, alone), output_hidden_states=True).hidden_states
+    vectors = torch.cat((_mean(found[-1], alone.mask) * _is_text(side_mask)).chunk(2), dim=1)
+    own = mask & ~second
+    own[:, 0] = False
+    joint = []
+    for hidden in found:
+        (first, other), (first_mask, other_mask) = hidden[:, 1:].chunk(2), side_mask.chunk(2)
+        state = torch.zeros(*mask.shape, hidden.shape[-1], dtype=hidden.dtype, device=hidden.device)
+        state[own], state[second] = first[first_mask], other[other_mask]
+        state[:, 0] = hidden[: len(mask), 0]
+        joint.append(state)
+    return joint, vectors
+
+
+def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Over unmasked positions: `(batch, seq, hidden)`, `(batch, seq)` -> `(batch, hidden)`."""
+    keep = mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * keep).sum(1) / keep.sum(1).clamp(min=1)
 
 
 def file_checksum(path: Path, start: int, stop: int) -> int:

@@ -1,54 +1,107 @@
 """A whole student out of chosen cells: built, and the chain checked."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from nni_bertnas.config import StudentSettings
 from nni_bertnas.data.batches import Batch, model_inputs
+from nni_bertnas.data.tasks import TaskSpec
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.student.candidates import Candidate
 from search_space.cells import Cell
+from search_space.heads import HEADS, split_pairs
 from search_space.student import StudentConfig, StudentForSequenceClassification
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_SMOOTH = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What the students of a task start from.
+
+    Attributes:
+        teacher: A classifier with BERT's embeddings: BERT, RoBERTa, DistilBERT and their like.
+        spec: Of the task.
+        note: What is saved of the task, see :func:`~nni_bertnas.data.tasks.task_note`.
+        sep_token_id: Of the tokenizer.
+        counts: How often every word piece stands in the training texts, `(vocab,)`; None: nothing is known.
+    """
+
+    teacher: "PreTrainedModel"
+    spec: TaskSpec
+    note: Mapping[str, Any]
+    sep_token_id: int | None = None
+    counts: np.ndarray | None = None
+
+
+def resolve_shape(settings: StudentSettings, spec: TaskSpec) -> StudentSettings:
+    """The settings with what was measured best for the task in place of `auto`."""
+    head = settings.head if settings.head != "auto" else "align" if spec.pairs else "pool"
+    if settings.encoding != "auto":
+        return replace(settings, head=head)
+    return replace(settings, head=head, encoding="separate" if spec.symmetric and HEADS[head].sides == 2 else "joint")
+
 
 def new_student(
-    settings: StudentSettings, teacher: "PreTrainedModel", candidates: Sequence[Candidate], note: dict[str, Any]
+    settings: StudentSettings, start: Start, candidates: Sequence[Candidate]
 ) -> StudentForSequenceClassification:
     """A student of an architecture: embeddings from the teacher, everything else fresh.
 
     Args:
-        settings: Its shape.
-        teacher: A classifier with BERT's embeddings: BERT, RoBERTa, DistilBERT and their like.
-        candidates: The chosen one of every block.
-        note: What is saved of the task, see :func:`~nni_bertnas.data.tasks.task_note`.
+        settings: Its shape, `auto` resolved.
+        start: What it starts from.
+        candidates: The chosen one of every block; none: the word pieces' vectors alone lead into the head.
     """
-    bert = teacher.config
+    bert = start.teacher.config
     config = StudentConfig(
         cells=[one.shape for one in candidates],
         hidden_size=settings.hidden_size,
         teacher_hidden_size=bert.hidden_size,
         embedding_size=min(settings.embedding_size, bert.hidden_size),
         vocab_size=bert.vocab_size,
-        max_position_embeddings=min(note["max_length"], bert.max_position_embeddings),
+        max_position_embeddings=min(start.note["max_length"], bert.max_position_embeddings),
         type_vocab_size=getattr(bert, "type_vocab_size", 1),  # DistilBERT has none
         layer_norm_eps=getattr(bert, "layer_norm_eps", 1e-12),
         pad_token_id=bert.pad_token_id or 0,
+        sep_token_id=start.sep_token_id,
         dropout=settings.dropout,
+        head=settings.head,
+        encoding=settings.encoding,
+        symmetric=start.spec.symmetric,
+        token_weights=settings.token_weights,
+        static_path=settings.static_path,
         id2label=bert.id2label,
         label2id=bert.label2id,
-        bertnas_task=note,
+        bertnas_task=dict(start.note),
     )
     student = StudentForSequenceClassification(config)
     try:
-        student.embeddings.copy_from(teacher.base_model.embeddings)
+        student.embeddings.copy_from(start.teacher.base_model.embeddings)
     except AttributeError as error:
-        raise ConfigError(f"teacher.model: {type(teacher).__name__} has not BERT's embeddings ({error})") from error
+        raise ConfigError(
+            f"teacher.model: {type(start.teacher).__name__} has not BERT's embeddings ({error})"
+        ) from error
+    if student.token_weight is not None and start.counts is not None:
+        student.token_weight.weight.data[:, 0] = torch.from_numpy(inverse_frequency(start.counts))
     return student.eval()
+
+
+def inverse_frequency(counts: np.ndarray) -> np.ndarray:
+    """The logarithm of every word piece's smooth inverse frequency, `(vocab,)`.
+
+    a / (a + p) with the piece's probability p (Arora et al., "A simple but tough-to-beat baseline for sentence
+    embeddings", ICLR 2017, equation 1).
+    """
+    probability = counts / max(1, counts.sum())
+    weights: np.ndarray = np.log(_SMOOTH / (_SMOOTH + probability)).astype(np.float32)
+    return weights
 
 
 @torch.inference_mode()
@@ -61,18 +114,26 @@ def check_chain(student: StudentForSequenceClassification, cells: Sequence[Cell]
         batch: With tokens.
 
     Returns:
-        The greatest absolute difference of the last block's exit at unmasked positions, over its standard deviation.
+        The greatest absolute difference of the last block's exit at unmasked positions, over its standard deviation; 0
+        where the student has no cells.
 
     Raises:
         PhaseError: They differ.
     """
-    assert batch.token_type_ids is not None
-    hidden = student.embeddings(batch.input_ids, batch.token_type_ids)
+    ids, types, mask = batch.input_ids, batch.token_type_ids, batch.mask
+    assert ids is not None and types is not None
+    second = types.bool() & mask
+    separate = student.config.encoding == "separate"
+    if separate:
+        ids, mask = split_pairs(mask, second, ids)
+    hidden = student.embeddings(student.embeddings.word(ids), None if separate else types, first=int(separate))
     for cell in cells:
-        hidden = cell(hidden, batch.mask, batch.token_type_ids.bool() & batch.mask)
+        hidden = cell(hidden, mask, None if separate else second)
+    if not student.cells:
+        return 0.0
     exits = student.eval()(**model_inputs(student, batch), output_hidden_states=True).hidden_states
     chained = cells[-1].out(exits[-1])
-    difference = float((chained - hidden)[batch.mask].abs().max() / hidden[batch.mask].std())
+    difference = float((chained - hidden)[mask].abs().max() / hidden[mask].std())
     if not difference < 1e-3:
         raise PhaseError(
             f"the chained student differs from its blocks by {difference:.2g} standard deviations; its cells are "

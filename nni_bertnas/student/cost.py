@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from nni_bertnas.data.batches import Batch, model_inputs
 from search_space.operations import make_operation
 
 Call = Callable[[int], Any]  # sequence length -> one forward pass at batch 1
@@ -19,9 +20,17 @@ def count_params(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def cell_call(cell: nn.Module, size: int, lengths: Sequence[int]) -> Call:
-    """One forward pass at batch 1 by length of what takes `(1, length, size)` and a mask; inputs made beforehand."""
-    inputs = {n: (torch.randn(1, n, size), torch.ones(1, n, dtype=torch.bool)) for n in set(lengths)}
+def cell_call(cell: nn.Module, size: int, lengths: Sequence[int], *, sides: int = 1) -> Call:
+    """One forward pass of one row by length of what takes `(sides, seq, size)` and a mask; inputs made beforehand.
+
+    Args:
+        cell: In eval mode.
+        size: Width.
+        lengths: Of the rows.
+        sides: 2 where the two texts of a row are sequences of their own, each half as long.
+    """
+    shapes = {n: (sides, -(-n // sides)) for n in set(lengths)}
+    inputs = {n: (torch.randn(*shape, size), torch.ones(shape, dtype=torch.bool)) for n, shape in shapes.items()}
     return lambda length: cell(*inputs[length])
 
 
@@ -43,12 +52,20 @@ def operation_costs(names: Sequence[str], hidden_size: int, kind: str, length: i
     return measure_latency_ms(calls, [length] * 30)
 
 
-def model_call(model: nn.Module, lengths: Sequence[int]) -> Call:
-    """One forward pass of a Hugging Face classifier at batch 1 by length, inputs made beforehand."""
-    inputs = {
-        n: {"input_ids": torch.full((1, n), 5), "attention_mask": torch.ones(1, n, dtype=torch.long)}
-        for n in set(lengths)
-    }
+def model_call(model: nn.Module, lengths: Sequence[int], *, pairs: bool = False) -> Call:
+    """One forward pass of a Hugging Face classifier at batch 1 by length, inputs made beforehand.
+
+    Args:
+        model: The classifier.
+        lengths: Real sequence lengths.
+        pairs: Whether the second half of the sequence is a second text.
+    """
+    inputs = {}
+    for n in set(lengths):
+        types = torch.zeros(1, n, dtype=torch.long)
+        types[:, n // 2 :] = int(pairs)
+        batch = Batch(input_ids=torch.full((1, n), 5), mask=torch.ones(1, n, dtype=torch.bool), token_type_ids=types)
+        inputs[n] = model_inputs(model, batch)
     return lambda length: model(**inputs[length])
 
 

@@ -18,10 +18,12 @@ class Output:
 
     Attributes:
         logits: `(batch, num_labels)`; None of cells.
+        vectors: One per text, in the teacher's width, `(sides * batch, teacher_hidden)`.
         hidden: At the exit of every block, in the teacher's width, each `(batch, seq, teacher_hidden)`.
     """
 
     logits: Tensor | None = None
+    vectors: Tensor | None = None
     hidden: Sequence[Tensor] = ()
 
 
@@ -49,7 +51,7 @@ class Loss:
     """
 
     compute: Callable[[Output, Batch, Scale], Tensor]
-    needs: Literal["logits", "hidden", "labels"]
+    needs: Literal["logits", "vectors", "hidden", "labels"]
     of_classes: bool = False
 
     def applies(self, batch: Batch) -> bool:
@@ -84,27 +86,47 @@ def masked_absolute_sum(student: Tensor, target: Tensor, mask: Tensor) -> Tensor
 
 def hidden_mse(output: Output, batch: Batch, scale: Scale) -> Tensor:
     """Mean over block exits of the masked MSE over the target's variance, so that blocks are comparable."""
+    mask = batch.mask if batch.hidden_mask is None else batch.hidden_mask
     losses = [
-        masked_mse(student, target, batch.mask) / variance
+        masked_mse(student, target, mask) / variance
         for student, target, variance in zip(output.hidden, batch.hidden, scale.variances, strict=True)
     ]
     return torch.stack(losses).mean()
 
 
 def logit_mse(output: Output, batch: Batch, scale: Scale) -> Tensor:
-    """Mean squared error of logits over the temperature; mean over all entries."""
+    """Mean squared error of logits over the temperature; mean over all entries of rows that the teacher answers."""
+    made, targets = _answered(output, batch)
+    return (made - targets).square().sum() / max(1, targets.numel()) / scale.temperature**2
+
+
+def _answered(output: Output, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The logits of the rows that have the teacher's: the student's and these. Of half a pair they are no numbers."""
     assert output.logits is not None and batch.logits is not None
-    return F.mse_loss(output.logits / scale.temperature, batch.logits / scale.temperature)
+    known = ~batch.logits[:, 0].isnan()
+    return output.logits[known], batch.logits[known]
 
 
 def soft_cross_entropy(output: Output, batch: Batch, scale: Scale) -> Tensor:
     """Cross-entropy against the softened teacher, times temperature² (Hinton et al., arXiv 1503.02531, section 2).
 
-    Mean over rows.
+    Mean over rows that the teacher answers.
     """
-    assert output.logits is not None and batch.logits is not None
-    soft = (batch.logits / scale.temperature).softmax(dim=-1)
-    return F.cross_entropy(output.logits / scale.temperature, soft) * scale.temperature**2
+    made, targets = _answered(output, batch)
+    soft = (targets / scale.temperature).softmax(dim=-1)
+    total = F.cross_entropy(made / scale.temperature, soft, reduction="sum")
+    return total / max(1, len(targets)) * scale.temperature**2
+
+
+def sentence_vector(output: Output, batch: Batch, scale: Scale) -> Tensor:
+    """One minus the cosine of a text's vector and the teacher's, mean over texts (DSRA, arXiv 2004.03097).
+
+    A missing second text has a target of zeros and does not count.
+    """
+    assert output.vectors is not None and batch.vectors is not None
+    known = batch.vectors.any(dim=-1)
+    distance = 1 - F.cosine_similarity(output.vectors[known], batch.vectors[known], dim=-1)
+    return distance.sum() / known.sum().clamp(min=1)
 
 
 def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -132,6 +154,7 @@ LOSSES: Mapping[str, Loss] = {
     "soft_cross_entropy": Loss(compute=soft_cross_entropy, needs="logits", of_classes=True),
     "label": Loss(compute=_label, needs="labels"),
     "hidden_mse": Loss(compute=hidden_mse, needs="hidden"),
+    "sentence_vector": Loss(compute=sentence_vector, needs="vectors"),
 }
 
 

@@ -19,10 +19,10 @@ from search_space.student import StudentForSequenceClassification
 
 
 class StudentDistillation(pl.LightningModule):
-    """Trains a whole student against the teacher's logits, its hidden states at the block edges, and the labels.
+    """Trains a whole student against the teacher's logits, vectors, hidden states at the block edges, and the labels.
 
-    The maps from the student's width to the teacher's are needed here alone; they start as the cells' own and are
-    not part of the student.
+    The maps from the student's width to the teacher's are needed here alone and are not part of the student; those of
+    hidden states start as the cells' own.
 
     Args:
         student: The chained student.
@@ -50,20 +50,24 @@ class StudentDistillation(pl.LightningModule):
         super().__init__()
         self.student = student
         self.edge_maps = nn.ModuleList(copy.deepcopy(cell.out) for cell in cells)
+        width = student.classifier.in_features
+        self.vector_map = nn.Linear(width, student.config.teacher_hidden_size)
         self.weights = {name: weight for name, weight in distill.losses.items() if weight}
         self.scale = Scale(variances=variances, temperature=distill.temperature)
         self.settings = settings
         self.scorer = Scorer(spec)
         self.steps = steps
         self.freeze_embeddings = freeze_embeddings
-        student.embeddings.word.sparse = settings.sparse_embeddings  # its gradient; nothing that is saved
+        for table in (student.embeddings.word, student.token_weight):
+            if table is not None:
+                table.sparse = settings.sparse_embeddings  # its gradient; nothing that is saved
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """The weighted sum of the losses of one batch; None where it has targets for none of them."""
         output = self.student(**model_inputs(self.student, batch), output_hidden_states=True)
         exits = output.hidden_states if batch.hidden else ()  # augmented rows have no targets for them
         mapped = [edge_map(x) for edge_map, x in zip(self.edge_maps, exits, strict=False)]
-        made = Output(logits=output.logits, hidden=mapped)
+        made = Output(logits=output.logits, vectors=self.vector_map(output.vectors), hidden=mapped)
         loss, parts = weighted_losses(self.weights, made, batch, self.scale)
         if not parts:
             return None
@@ -82,7 +86,8 @@ class StudentDistillation(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW with a linear schedule; the embeddings have their own rate, or none."""
         settings = self.settings
-        embeddings = list(self.student.embeddings.parameters())
+        tables = [self.student.embeddings, *([] if self.student.token_weight is None else [self.student.token_weight])]
+        embeddings = [parameter for table in tables for parameter in table.parameters()]
         own = {id(parameter) for parameter in embeddings}
         groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if id(p) not in own]}]
         if not self.freeze_embeddings:

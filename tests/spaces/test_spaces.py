@@ -20,7 +20,7 @@ from nni_bertnas.data.tasks import task_note
 from nni_bertnas.search.differentiable import _sum_all_edges
 from nni_bertnas.stages.cells import read_candidates
 from nni_bertnas.stages.stage import ensure
-from nni_bertnas.student.build import check_chain, new_student
+from nni_bertnas.student.build import Start, check_chain, new_student
 from search_space.cells import (
     SPACES,
     AdaBERT,
@@ -372,7 +372,9 @@ def test_own_operations_and_spaces_through_the_cell_phase_and_a_saved_student(
         assert set(found) == {f"{own_module}:Scale", "convolution_3", "zero"}
         picked.append(found[f"{own_module}:Scale"].load(run.folder("cell", unit), 32, 16))
     cells = [one.trained for one in picked]
-    student = new_student(run.study.student, run.load_teacher()[0], picked, task_note(run.study.task))
+    student = new_student(
+        run.shape, Start(teacher=run.load_teacher()[0], spec=run.task, note=task_note(run.study.task)), picked
+    )
     student.load_cells(cells)
     ids = torch.randint(5, 100, (2, 9))
     ones = torch.ones_like(ids)

@@ -15,8 +15,9 @@ from transformers import (
 
 from nni_bertnas.config import StudentSettings
 from nni_bertnas.data.batches import Batch
+from nni_bertnas.data.tasks import TASKS
 from nni_bertnas.errors import PhaseError
-from nni_bertnas.student.build import check_chain, new_student
+from nni_bertnas.student.build import Start, check_chain, new_student
 from search_space.cells import build_cell
 from search_space.student import StudentConfig, StudentForSequenceClassification
 
@@ -136,11 +137,12 @@ def test_embeddings_start_as_the_teachers(shape: PretrainedConfig) -> None:
     ids = batch().input_ids.clamp(min=2)  # no padding
     differences = []
     for rank in (8, 24, 32):
-        settings = StudentSettings(hidden_size=16, embedding_size=rank)
-        embeddings = new_student(settings, teacher, [chain("zero")], {"max_length": 32}).embeddings
+        settings = StudentSettings(hidden_size=16, embedding_size=rank, head="pool", encoding="joint")
+        start = Start(teacher=teacher, spec=TASKS["sst2"], note={"max_length": 32})
+        embeddings = new_student(settings, start, [chain("zero")]).embeddings
         with torch.no_grad():
             live = teacher.base_model(ids, output_hidden_states=True).hidden_states[0]
-            differences.append(float((embeddings(ids) - live).abs().mean()))
+            differences.append(float((embeddings(embeddings.word(ids)) - live).abs().mean()))
     assert differences[0] > differences[1] > differences[2] and differences[2] < 1e-6
 
 

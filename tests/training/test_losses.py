@@ -11,6 +11,7 @@ from nni_bertnas.training.losses import (
     logit_mse,
     masked_absolute_sum,
     masked_mse,
+    sentence_vector,
     soft_cross_entropy,
     weighted_losses,
 )
@@ -44,12 +45,45 @@ def test_logit_losses_against_naive_loop() -> None:
     assert logit_mse(*made).item() == pytest.approx(float(((student - teacher) ** 2).mean()) / 4, rel=1e-5)
 
 
+def test_sentence_vectors_against_naive_loop() -> None:
+    made, target = torch.randn(2, 6, 3).unbind(0)
+    target[4] = 0.0  # a text that is missing
+    cosines = [float(a @ b / a.norm() / b.norm()) for a, b in zip(made, target, strict=True)]
+    expected = np.mean([1 - value for number, value in enumerate(cosines) if number != 4])
+    found = sentence_vector(Output(vectors=made), Batch(mask=MASK, vectors=target), Scale())
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_rows_that_the_teacher_does_not_answer_do_not_count() -> None:
+    student, teacher = torch.randn(2, 4, 3).unbind(0)
+    known = [0, 2]
+    asked = teacher.clone()
+    asked[[1, 3]] = float("nan")
+    for loss in (logit_mse, soft_cross_entropy):
+        every = loss(Output(logits=student), Batch(mask=MASK, logits=asked), Scale())
+        part = loss(Output(logits=student[known]), Batch(mask=MASK, logits=teacher[known]), Scale())
+        torch.testing.assert_close(every, part)
+        nothing = loss(Output(logits=student), Batch(mask=MASK, logits=asked * float("nan")), Scale())
+        assert nothing == 0.0
+
+
+def test_hidden_states_of_texts_read_separately_have_a_mask_of_their_own() -> None:
+    made, target = torch.randn(2, 4, 3, 2).unbind(0)
+    own = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 0, 0]]).bool()
+    batch = Batch(mask=MASK, hidden=[target], hidden_mask=own)
+    expected = (made - target)[own].square().mean() / 2
+    torch.testing.assert_close(hidden_mse(Output(hidden=[made]), batch, Scale(variances=[2.0])), expected)
+
+
 def whole_batch() -> tuple[Output, Batch]:
     """With the targets of every loss."""
     torch.manual_seed(0)
     hidden = list(torch.randn(2, 2, 4, 3).unbind(0))
-    output = Output(logits=torch.randn(2, 5), hidden=[torch.randn(2, 4, 3), torch.randn(2, 4, 3)])
-    return output, Batch(mask=MASK, logits=torch.randn(2, 5), labels=torch.tensor([1, 3]), hidden=hidden)
+    output = Output(
+        logits=torch.randn(2, 5), vectors=torch.randn(2, 3), hidden=[torch.randn(2, 4, 3), torch.randn(2, 4, 3)]
+    )
+    labels, vectors = torch.tensor([1, 3]), torch.randn(2, 3)
+    return output, Batch(mask=MASK, logits=torch.randn(2, 5), labels=labels, vectors=vectors, hidden=hidden)
 
 
 def test_the_weighted_sum_is_the_sum_of_the_weighted() -> None:

@@ -1,0 +1,158 @@
+"""Heads: what turns the word pieces' vectors at the end of a student into what it classifies. One row of HEADS each.
+
+A head is given one side, a whole text or joined pair, or the two sides of a pair. A side is `(x, mask, bias)`: vectors
+`(batch, seq, width)`, mask `(batch, seq)`, true where a position counts, and what is added to the scores by which
+positions are weighed, `(batch, seq)`, or None. Needs torch alone, so that a saved student loads anywhere.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Side = tuple[Tensor, Tensor, Tensor | None]
+
+
+def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the last dimension's unmasked entries; shares of zero where a row has none."""
+    return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1) * mask
+
+
+class Head(nn.Module):
+    """Base of all heads.
+
+    Args:
+        width: Of the vectors.
+        symmetric: Whether a pair swapped must give the same.
+    """
+
+    sides = 2
+    """How many it takes."""
+
+    def __init__(self, width: int, symmetric: bool) -> None:
+        super().__init__()
+        self.symmetric = symmetric
+        self.weigh = nn.Linear(width, 1)
+
+    def forward(self, sides: Sequence[Side]) -> tuple[Tensor, Tensor]:
+        """Sides -> what is classified, `(batch, width)`, and a vector per text, `(sides * batch, width)`."""
+        raise NotImplementedError
+
+    def shares(self, side: Side) -> Tensor:
+        """How much every position counts in a mean, by a learned score and its piece's own: `(batch, seq)`."""
+        x, mask, bias = side
+        scores = self.weigh(x).squeeze(-1)
+        return masked_softmax(scores if bias is None else scores + bias, mask)
+
+
+class Pool(Head):
+    """A learned weighted mean beside the maximum, both over unmasked positions, through one dense layer."""
+
+    sides = 1
+
+    def __init__(self, width: int, symmetric: bool) -> None:
+        super().__init__(width, symmetric)
+        self.dense = nn.Linear(2 * width, width)
+
+    def forward(self, sides: Sequence[Side]) -> tuple[Tensor, Tensor]:
+        """See :class:`Head`."""
+        (side,) = sides
+        mean = weighted_mean(side[0], self.shares(side))
+        return F.gelu(self.dense(torch.cat([mean, maximum(side)], dim=-1))), mean
+
+
+class Compare(Head):
+    """Each text pooled by itself; difference, product and cosine of the two (InferSent, arXiv 1705.02364).
+
+    Where a swapped pair may have another answer, the two vectors themselves besides.
+    """
+
+    def __init__(self, width: int, symmetric: bool) -> None:
+        super().__init__(width, symmetric)
+        self.dense = nn.Linear((2 if symmetric else 4) * width + 1, width)
+
+    def forward(self, sides: Sequence[Side]) -> tuple[Tensor, Tensor]:
+        """See :class:`Head`."""
+        one, other = (weighted_mean(side[0], self.shares(side)) for side in sides)
+        cosine = F.cosine_similarity(one, other, dim=-1).unsqueeze(-1)
+        features = [(one - other).abs(), one * other, cosine, *(() if self.symmetric else (one, other))]
+        return F.gelu(self.dense(torch.cat(features, dim=-1))), torch.cat([one, other])
+
+
+class Align(Head):
+    """Soft alignment of the two texts (decomposable attention, Parikh et al., arXiv 1606.01933).
+
+    Every word piece is compared with the mean of the other text's pieces that are like it, by cosine; the comparisons
+    are pooled by a weighted mean and a maximum, beside how much of the text finds nothing like it in the other.
+    """
+
+    def __init__(self, width: int, symmetric: bool) -> None:
+        super().__init__(width, symmetric)
+        part = width // 2
+        self.sharpness = nn.Parameter(torch.tensor(10.0))
+        self.compare = nn.Linear(2 * width, part)
+        self.dense = nn.Linear(2 * (2 * part + 4), width)
+
+    def forward(self, sides: Sequence[Side]) -> tuple[Tensor, Tensor]:
+        """See :class:`Head`."""
+        shares = [self.shares(side) for side in sides]
+        (one, mask, _), (other, other_mask, _) = sides
+        similar = F.normalize(one, dim=-1) @ F.normalize(other, dim=-1).transpose(1, 2)  # (batch, seq, seq)
+        first = self._against(one, mask, shares[0], other, other_mask, similar)
+        second = self._against(other, other_mask, shares[1], one, mask, similar.transpose(1, 2))
+        both = [first + second, (first - second).abs()] if self.symmetric else [first, second]
+        vectors = [weighted_mean(side[0], share) for side, share in zip(sides, shares, strict=True)]
+        return F.gelu(self.dense(torch.cat(both, dim=-1))), torch.cat(vectors)
+
+    def _against(
+        self, x: Tensor, mask: Tensor, share: Tensor, other: Tensor, other_mask: Tensor, similar: Tensor
+    ) -> Tensor:
+        """One text compared with the other: `(batch, 2 * part + 4)`."""
+        aligned = masked_softmax(self.sharpness * similar, other_mask.unsqueeze(1)) @ other
+        compared = F.gelu(self.compare(torch.cat([(x - aligned).abs(), x * aligned], dim=-1)))
+        missing = 1 - similar.masked_fill(~other_mask.unsqueeze(1), -1.0).amax(-1)  # 0 where the same piece is there
+        weighted = (share * missing).sum(-1)
+        missing = missing * mask
+        count = mask.sum(-1).clamp(min=1)
+        numbers = torch.stack([weighted, missing.amax(-1), missing.sum(-1) / count, count.log() / 4], dim=-1)
+        return torch.cat([weighted_mean(compared, share), maximum((compared, mask, None)), numbers], dim=-1)
+
+
+def split_pairs(mask: Tensor, second: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """The two texts of every pair as sequences of their own, all first ones before all second ones.
+
+    A first text leaves the special piece behind that opens the joint sequence, so that both are alike: the text and
+    what ends it.
+
+    Args:
+        mask: `(batch, seq)`, true at word pieces.
+        second: `(batch, seq)`, true in the second text.
+        *values: Each `(batch, seq)` or `(batch, seq, width)`.
+
+    Returns:
+        Every value as `(2 * batch, side)` or `(2 * batch, side, width)`, and the mask `(2 * batch, side)`.
+    """
+    first = mask & ~second
+    keep = torch.cat([first & (first.cumsum(1) > 1), second])
+    count = keep.sum(1, keepdim=True)
+    order = torch.argsort(keep.to(torch.uint8), dim=1, descending=True, stable=True)[:, : int(count.max())]
+    sides = []
+    for value in values:
+        index = order if value.ndim == 2 else order.unsqueeze(-1).expand(-1, -1, value.shape[-1])
+        sides.append(torch.cat([value, value]).gather(1, index))
+    return *sides, torch.arange(order.shape[1], device=mask.device) < count
+
+
+def weighted_mean(x: Tensor, share: Tensor) -> Tensor:
+    """`(batch, seq, width)`, `(batch, seq)` -> `(batch, width)`."""
+    return (share.unsqueeze(1) @ x).squeeze(1)
+
+
+def maximum(side: Side) -> Tensor:
+    """The greatest value of every unit over unmasked positions, `(batch, width)`; the least number where none is."""
+    x, mask, _ = side
+    return x.masked_fill(~mask.unsqueeze(-1), torch.finfo(x.dtype).min).amax(dim=1)
+
+
+HEADS: dict[str, type[Head]] = {"pool": Pool, "compare": Compare, "align": Align}
