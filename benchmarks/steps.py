@@ -76,6 +76,7 @@ def student_step(
         student,
         cells,
         [store.variance(edge) for edge in store.edges[1:]],
+        torch.nn.Linear(128, store.hidden_size),
         distill=study.distill,
         settings=study.supernet,
         spec=run.task,

@@ -32,11 +32,11 @@ def main() -> None:
     """Run both studies, write the results, print the figures."""
     start(os.cpu_count() or 1)
     study = load_study(STUDIES / "demo.yml")
-    demo, without = Run(study), Run(change(study, name="demo-without-transfer", task={"transfer_rows": 0}))
+    demo, without = Run(study), Run(change(study, name="demo-without-transfer", transfer={"reviews": 0}))
     ensure(demo, "teacher")
     if without.read("teacher") is None:
         shutil.copytree(demo.folder("teacher"), without.folder("teacher"))
-    found = {run.study.task.transfer_rows: students(run) for run in (demo, without)}
+    found = {run.study.transfer.reviews: students(run) for run in (demo, without)}
     figures: dict[str, object] = {"machine": platform.machine(), "cores": os.cpu_count(), "seeds": SEEDS}
     for rows, results in found.items():
         scores = [one["student"]["test_accuracy"] * 100 for one in results]

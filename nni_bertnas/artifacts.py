@@ -27,6 +27,15 @@ def file_fingerprint(path: Path) -> str:
     return _digest(path, status.st_size, status.st_mtime_ns)
 
 
+def state_fingerprint(state: Mapping[str, Any]) -> str:
+    """A short hash of tensors by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 @lru_cache
 def _digest(path: Path, size: int, time_ns: int) -> str:
     digest = hashlib.sha256()

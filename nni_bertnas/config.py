@@ -68,7 +68,6 @@ class TaskSettings:
     custom: CustomSettings | None = None  # own data; name: custom
     bad_rows: Literal["error", "skip"] = "error"  # skip: damaged rows are left out, counted and named in the log
     max_length: Annotated[int, Field(ge=8, le=512)] = 128  # word pieces a text (or pair) is cut to
-    transfer_rows: Natural = 0  # unlabelled sentences added to what the student learns from (source: package)
     max_train_rows: Annotated[int, Field(ge=16)] | None = None  # a stratified part of train; null takes all
 
     @model_validator(mode="after")
@@ -76,6 +75,29 @@ class TaskSettings:
         if (self.name == "custom") != (self.custom is not None):
             raise ValueError("custom must be given if, and only if, name is custom")
         return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TransferSettings:
+    """Text without labels that the student learns from beside train; the teacher labels it."""
+
+    # .txt (a text a line), or .csv, .tsv, .jsonl, .parquet with the task's columns of texts; of pairs a single text has
+    # no answer, and teaches what the teacher makes of it
+    files: list[str] = dataclasses.field(default_factory=list)
+    max_rows: Positive | None = None  # of each file, a fixed random part; null takes all
+    reviews: Natural = 0  # sentences out of the demo package's IMDB reviews, of 290,452
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class GeneralSettings:
+    """Pre-distillation on text of no task in particular, once per pretrained model, for all studies of `runs_dir`."""
+
+    rows: Natural = 20_000  # texts; 0: none
+    # .txt, a text a line; none: sentences of the demo package's reviews, or, where it is not installed, train's texts
+    files: list[str] = dataclasses.field(default_factory=list)
+    epochs: Positive = 3
+    batch_size: Positive = 32  # texts
+    learning_rate: Rate = 2e-3  # peak
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -142,6 +164,9 @@ class StudentSettings:
     # how a pair is read: both texts in one sequence, or each by itself through the same cells; auto: by task
     encoding: Literal["auto", "joint", "separate"] = "auto"
     token_weights: bool = True  # a learned weight of every word piece in the head's means, started from its frequency
+    # start of the word matrix: the teacher's input embeddings, or what the pretrained model makes of every word piece
+    # alone; auto: output where the student has no cells
+    embedding_start: Literal["auto", "input", "output"] = "auto"
     static_path: bool = True  # the word pieces' vectors lead past the cells into the head, too
     # of the training of cells and student; auto: mixed with bfloat16 on CUDA, and in the block phase on CPUs with AMX
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -285,6 +310,8 @@ class Study:
     task: TaskSettings = dataclasses.field(default_factory=TaskSettings)
     teacher: TeacherSettings = dataclasses.field(default_factory=TeacherSettings)
     features: FeaturesSettings = dataclasses.field(default_factory=FeaturesSettings)
+    transfer: TransferSettings = dataclasses.field(default_factory=TransferSettings)
+    general: GeneralSettings = dataclasses.field(default_factory=GeneralSettings)
     augment: AugmentSettings = dataclasses.field(default_factory=AugmentSettings)
     student: StudentSettings = dataclasses.field(default_factory=StudentSettings)
     cell: CellSettings = dataclasses.field(default_factory=CellSettings)

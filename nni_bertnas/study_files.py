@@ -191,6 +191,4 @@ def _source_misfits(task: TaskSettings) -> list[str]:
         problems.append("task.custom.train: must name the file of training rows when source is files")
     if source.needs_folder and task.data_dir is None:
         problems.append(f"task.data_dir: must name the folder when source is {task.source}")
-    if source.transfer is None and task.transfer_rows:
-        problems.append(f"task.transfer_rows: must be 0 when source is {task.source}, which has no unlabelled text")
     return problems

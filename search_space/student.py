@@ -56,16 +56,29 @@ class Embeddings(nn.Module):
         return self.norm(self.expand(words) + self.position.weight[first:stop] + types)
 
     @torch.no_grad()
-    def copy_from(self, teacher: Any) -> None:
-        """Start from the embeddings of a BERT, RoBERTa or DistilBERT: principal components of the word matrix.
+    def copy_from(self, teacher: Any, pieces: Tensor | None = None) -> None:
+        """Start from the embeddings of a BERT, RoBERTa or DistilBERT.
 
-        What the components leave out of its mean goes into the positions; the rest is copied as it is.
+        The word matrix becomes its principal components, the mean removed, which the positions take over.
+
+        Args:
+            teacher: The embeddings.
+            pieces: Vectors of all word pieces, `(vocab, size)`, to start the word matrix from instead.
         """
         words = teacher.word_embeddings.weight
         mean = words.mean(0)
-        self.copy_words(words)
+        rank, size = self.word.embedding_dim, words.shape[1]
+        source = words if pieces is None else pieces
+        centred = source - source.mean(0)
+        _, directions = torch.linalg.eigh(centred.T @ centred)
+        top = directions[:, -rank:]
+        self.word.weight.copy_(words if rank == size and pieces is None else centred @ top)
         if not hasattr(self, "position"):
             return
+        if isinstance(self.expand, nn.Linear):  # the best map back to the teacher's own
+            vectors = self.word.weight
+            back = top if pieces is None else torch.linalg.solve(vectors.T @ vectors, vectors.T @ (words - mean)).T
+            self.expand.weight.copy_(back)
         positions = teacher.position_embeddings
         first = 0 if positions.padding_idx is None else positions.padding_idx + 1  # RoBERTa counts from there
         self.position.weight.copy_(positions.weight[first : first + self.position.num_embeddings])
@@ -76,20 +89,6 @@ class Embeddings(nn.Module):
         else:
             self.token_type.weight.zero_()
         self.norm.load_state_dict(teacher.LayerNorm.state_dict())
-
-    @torch.no_grad()
-    def copy_words(self, vectors: Tensor) -> None:
-        """Start the word matrix from vectors of all pieces, `(vocab, size)`: principal components, the mean removed."""
-        rank, size = self.word.embedding_dim, vectors.shape[1]
-        if rank == size:
-            self.word.weight.copy_(vectors)
-            return
-        centred = vectors - vectors.mean(0)
-        _, directions = torch.linalg.eigh(centred.T @ centred)
-        top = directions[:, -rank:]
-        self.word.weight.copy_(centred @ top)
-        if isinstance(expand := getattr(self, "expand", None), nn.Linear):
-            expand.weight.copy_(top)
 
 
 # transformers wants a configuration that can be made from nothing
@@ -188,6 +187,11 @@ class StudentForSequenceClassification(PreTrainedModel):
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(width, config.num_labels)
         self.post_init()
+
+    @property
+    def tables(self) -> list[nn.Embedding]:
+        """What has a row per word piece."""
+        return [self.embeddings.word, *([] if self.token_weight is None else [self.token_weight])]
 
     def _init_weights(self, module: nn.Module) -> None:
         reset = getattr(module, "reset_parameters", None)

@@ -75,8 +75,8 @@ def strategy(name: str, epochs: int = 2, **options: object) -> dict:
             r"distill\.losses: soft_cross_entropy is not for regression",
         ),
         (
-            {"task": {"name": "sst2", "source": "hub", "transfer_rows": 5}},
-            r"transfer_rows: must be 0 when source is hub",
+            {"transfer": {"reviews": -1}},
+            r"transfer.reviews: must be greater than or equal to 0",
         ),
         ({"cell": {"losses": {"label": 1.0}}}, r"cell\.losses: label needs more than the hidden states"),
         ({"block": {"losses": {}}}, r"block\.losses"),

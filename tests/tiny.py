@@ -77,6 +77,7 @@ def tiny_study_fields(root: Path) -> dict:
         "cell": {"strategy": "darts", "depths": [1], "epochs": 2, "candidates": 2},
         "block": {"candidates": 2, "epochs": 1},
         "supernet": {"epochs": 6, "learning_rate": 3e-3, "embedding_learning_rate": 3e-3},
+        "general": {"rows": 0},
         "nni": {"concurrency": 2},
     }
 

@@ -89,7 +89,7 @@ def clean_rows(
     return Rows(columns[0], [UNLABELLED] * len(columns[0]), pairs), values
 
 
-def unlabelled_rows(records: Sequence[Record], texts: Sequence[str], *, empty_ok: bool) -> Rows:
+def unlabelled_rows(records: Iterable[Record], texts: Sequence[str], *, empty_ok: bool) -> Rows:
     """The texts of some records, whatever labels they may have.
 
     Raises:

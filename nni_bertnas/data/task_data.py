@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from nni_bertnas.artifacts import fingerprint
 from nni_bertnas.config import TaskSettings, to_dict
 from nni_bertnas.data.metrics import METRICS
-from nni_bertnas.data.rows import UNLABELLED, Rows, class_numbers, clean_rows, label_order, plain_label, score_numbers
+from nni_bertnas.data.rows import Rows, class_numbers, clean_rows, label_order, plain_label, score_numbers
 from nni_bertnas.data.sources import SOURCES
 from nni_bertnas.data.sources.source import Source
 from nni_bertnas.data.splits import SPLIT_SEED, split
@@ -41,30 +39,11 @@ def _source(task: TaskSettings) -> Source:
 def data_fingerprint(task: TaskSettings) -> str:
     """A hash of the task's settings and the content of its files."""
     settings = to_dict(task)
-    for name in ("data_dir", "transfer_rows"):  # the place does not matter, nor what only the student sees
-        del settings[name]
+    del settings["data_dir"]  # the place does not matter
     if task.custom is not None:
         for name in ("train", "dev", "test"):
             del settings["custom"][name]
     return fingerprint(settings, SPLIT_SEED, _source(task).fingerprint(task, task_spec(task)))
-
-
-def load_transfer(task: TaskSettings) -> Rows:
-    """Unlabelled text of the task's domain, labelled by the teacher alone: what a student can learn from beside train.
-
-    A fixed choice of what the source has: fewer rows are a part of more.
-
-    Raises:
-        ConfigError: The source has none, or fewer.
-    """
-    if not task.transfer_rows:
-        return Rows([], [])
-    find = _source(task).transfer
-    sentences = find() if find is not None else []
-    if task.transfer_rows > len(sentences):
-        raise ConfigError(f"task.transfer_rows must be at most {len(sentences)}, the sentences there are")
-    everything = Rows(sentences, [UNLABELLED] * len(sentences))
-    return everything.take(np.random.default_rng(SPLIT_SEED).permutation(len(sentences))[: task.transfer_rows])
 
 
 def load_task(task: TaskSettings) -> TaskData:

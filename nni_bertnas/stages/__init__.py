@@ -24,11 +24,12 @@ class Entry:
 STAGES: Mapping[str, Entry] = {
     "teacher": Entry("make the teacher, fine-tuned where it needs it"),
     "features": Entry("run the teacher once over the data and store what it gives", ("teacher",)),
+    "general": Entry("what the pretrained model makes of text of no task in particular, for all studies of it"),
     "cell": Entry("the cell phase through NNI", ("features",)),
     "block": Entry("the block phase through NNI", ("cell",)),
     "masked_lm": Entry("fit a masked language model to the task's text, for the augmentation"),
     "augment": Entry("new training rows for the student (study section augment)", ("teacher", "masked_lm")),
-    "supernet": Entry("the supernet phase through NNI", ("block", "augment")),
+    "supernet": Entry("the supernet phase through NNI", ("block", "augment", "general")),
     "baselines": Entry("students of random and uniform cells through NNI (study section baseline)", ("supernet",)),
 }
 

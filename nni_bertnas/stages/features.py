@@ -11,7 +11,7 @@ from typing import Any
 
 from nni_bertnas.artifacts import RESULT, fingerprint, read_result
 from nni_bertnas.config import to_dict
-from nni_bertnas.data.task_data import load_transfer
+from nni_bertnas.data.texts import load_transfer, transfer_fingerprint
 from nni_bertnas.data.tokens import tokenize
 from nni_bertnas.machine import best_device
 from nni_bertnas.stages.run import Result, Run, Unit
@@ -28,7 +28,8 @@ def _fingerprint(run: Run, unit: Unit) -> str:
     """Of teacher, data, edges and how they are stored."""
     study = run.study
     teacher = stage_fingerprint(run, "teacher")
-    return fingerprint(teacher, study.task.transfer_rows, run.edges, to_dict(study.features), run.separate)
+    transfer = transfer_fingerprint(study.transfer)
+    return fingerprint(teacher, transfer, run.edges, to_dict(study.features), run.separate)
 
 
 def _stamps(folder: Path) -> dict[str, list[int]]:
@@ -52,9 +53,7 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     start, study = time.perf_counter(), run.study
     teacher, tokenizer = run.load_teacher()
     teacher.to(best_device())
-    rows = run.data.splits["train"]
-    if study.task.transfer_rows:
-        rows += load_transfer(study.task)
+    rows = run.data.splits["train"] + load_transfer(study.transfer, run.task, run.data.splits)
     splits = {"train": rows, "dev": run.data.splits["dev"]}
     data = {split: tokenize(tokenizer, rows, study.task.max_length) for split, rows in splits.items()}
     encoder, dtype = run.load_encoder(), study.features.dtype

@@ -56,6 +56,11 @@ class Run:
         return self.root / stage / unit_name(unit or {})
 
     @property
+    def shared(self) -> Path:
+        """What all studies of a folder share, as it depends on no task."""
+        return self.root.parent / "shared"
+
+    @property
     def nni(self) -> Path:
         """Experiment files, logs and database of the NNI experiments that `bertnas` starts."""
         return self.root / "nni"

@@ -1,5 +1,6 @@
 """What the searched student and its baselines have in common: trained end to end, measured, saved."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -7,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.torch import load_model, save_model
 from torch import nn
 
+from nni_bertnas.artifacts import fingerprint, state_fingerprint
 from nni_bertnas.augment.parts import open_labelled
+from nni_bertnas.config import to_dict
 from nni_bertnas.data.batches import make_loader, make_stream
 from nni_bertnas.data.tasks import task_note
 from nni_bertnas.data.tokens import tokenize
@@ -24,6 +28,7 @@ from nni_bertnas.tracking import Tracker
 from nni_bertnas.training.losses import LOSSES
 from nni_bertnas.training.metrics import evaluate_classifier
 from nni_bertnas.training.student import StudentDistillation
+from nni_bertnas.training.texts import PIECES, TEXTS, distil_texts
 from nni_bertnas.training.trainer import EpochReport, KeepBest, fit, pl
 from search_space.student import StudentForSequenceClassification
 
@@ -50,13 +55,43 @@ class StudentMaker:
     @cached_property
     def _start(self) -> Start:
         run, vocab = self.run, self.teacher.config.vocab_size
+        general = [] if self._general is None else [FeatureStore(self._general / TEXTS)]
         return Start(
             teacher=self.teacher,
             spec=run.task,
             note=task_note(run.study.task),
             sep_token_id=self.tokenizer.sep_token_id,
-            counts=np.bincount(run.train.tokens, minlength=vocab),
+            counts=np.bincount(np.concatenate([store.tokens for store in (run.train, *general)]), minlength=vocab),
+            pieces=None if self._general is None else np.load(self._general / PIECES),
         )
+
+    @cached_property
+    def _general(self) -> Path | None:
+        """The folder of what the pretrained model makes of general text; None where the study asks for none."""
+        if not self.run.study.general.rows:
+            return None
+        if (result := find(self.run, "general")) is None:
+            raise PhaseError("there is no general text yet; make it with: bertnas general STUDY")
+        return Path(result["folder"])
+
+    def _distil_texts(self, student: StudentForSequenceClassification, vector_map: nn.Module, tracker: Tracker) -> None:
+        """Pre-distil a student on general text; what starts alike is trained once, for all studies that share it."""
+        if self._general is None:
+            return
+        settings, both = self.run.study.general, nn.ModuleDict({"student": student, "vector_map": vector_map})
+        start = fingerprint(to_dict(settings), self.seed, state_fingerprint(both.state_dict()))
+        file = self._general / f"student-{start}.safetensors"
+        if file.is_file():
+            load_model(both, file)
+            return
+        store = FeatureStore(self._general / TEXTS)
+        distil_texts(
+            student, vector_map, store, settings, seed=self.seed,
+            report=lambda metrics: tracker.epoch(metrics, "train_loss"),
+        )  # fmt: skip
+        fresh = file.with_name(f".{file.name}.{os.getpid()}")
+        save_model(both, str(fresh))
+        fresh.replace(file)
 
     def new_student(self, candidates: Sequence[Candidate]) -> StudentForSequenceClassification:
         """A student of an architecture, its cells fresh; see :func:`~nni_bertnas.student.build.new_student`."""
@@ -114,6 +149,10 @@ class StudentMaker:
         student = self.new_student(candidates)
         student.load_cells(cells)
         difference = check_chain(student, cells, next(iter(self.dev_loader)))
+        vector_map = nn.Linear(student.classifier.in_features, run.train.hidden_size)
+        before = time.perf_counter()
+        self._distil_texts(student, vector_map, tracker)
+        general_seconds = time.perf_counter() - before
         loader = make_stream(
             self._sources(len(cells) > 0), settings.batch_size, seed=self.seed, epoch_rows=settings.epoch_rows
         )
@@ -121,6 +160,7 @@ class StudentMaker:
             student,
             cells,
             [run.train.variance(edge) for edge in run.train.edges[1:]],
+            vector_map,
             distill=study.distill,
             settings=settings,
             spec=run.task,
@@ -133,7 +173,8 @@ class StudentMaker:
             callbacks.append(pl.callbacks.EarlyStopping(metric, mode="max", patience=settings.patience))
         precision = study.student.precision
         fit(module.train(), loader, self.dev_loader, settings.epochs, callbacks, precision=precision)
-        return student.eval(), {"chain_difference": difference, "epoch_of_best": best.epoch}
+        made = {"chain_difference": difference, "epoch_of_best": best.epoch, "general_seconds": general_seconds}
+        return student.eval(), made
 
     def _sources(self, has_cells: bool) -> list[FeatureDataset]:
         """The rows that the student learns from, those together that have the same targets."""

@@ -25,7 +25,9 @@ def _fingerprint(run: Run, unit: Unit) -> str:
     study = run.study
     parts = [to_dict(part) for part in (run.shape, study.supernet, study.distill)]
     augmented = [stage_fingerprint(run, "augment"), study.augment.copies] if study.augment.copies else []
-    return fingerprint([ranking["fingerprint"] for ranking in read_rankings(run)], unit["seed"], parts, augmented)
+    general = [stage_fingerprint(run, "general"), to_dict(study.general)] if study.general.rows else []
+    blocks = [ranking["fingerprint"] for ranking in read_rankings(run)]
+    return fingerprint(blocks, unit["seed"], parts, augmented, general)
 
 
 def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
@@ -104,6 +106,7 @@ STAGE = Stage(
     make=_make,
     describe=describe,
     parameters={"seed": int},
+    needs=lambda run, unit: [("general", {})] if run.study.general.rows else [],
     metrics=metrics,
     optimize="maximize",
     alone=True,

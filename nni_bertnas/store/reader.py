@@ -251,7 +251,8 @@ class FeatureDataset(torch.utils.data.Dataset[Batch]):
         rows, store = self.rows[numbers], self.store
         if self.with_tokens:
             batch = token_batch(store, rows, store.index.pad_token_id)
-            batch.logits = torch.from_numpy(store.logits[rows]).float()
+            if store.index.num_labels:
+                batch.logits = torch.from_numpy(store.logits[rows]).float()
             batch.vectors = store.vectors(rows)
         else:
             batch = Batch(mask=torch.from_numpy(ragged_positions(store.offsets, rows)[1]))

@@ -49,16 +49,16 @@ class SplitWriter:
 
     Args:
         folder: Of the split; made where it is missing.
-        teacher: In eval mode.
+        teacher: In eval mode; gives the logits. None: there are none.
         data: Tokenised rows.
         edges: Layers whose hidden states are stored.
         dtype: A key of DTYPES.
         stored: Which rows have hidden states `(num_rows,)`; None: all.
-        encoder: Reads the texts of every pair separately; None: hidden states and vectors are the teacher's.
+        encoder: Gives hidden states and vectors, and reads the texts of every pair separately; None: the teacher does.
     """
 
     def __init__(
-        self, folder: Path, teacher: "PreTrainedModel", data: TokenDataset, edges: Sequence[int],
+        self, folder: Path, teacher: "PreTrainedModel | None", data: TokenDataset, edges: Sequence[int],
         dtype: str = "float16", stored: np.ndarray | None = None, encoder: "PreTrainedModel | None" = None,
     ) -> None:  # fmt: skip
         self.folder, self.teacher, self.data, self.encoder = folder, teacher, data, encoder
@@ -69,13 +69,20 @@ class SplitWriter:
         self.layout = Layout(
             edges=self.edges,
             dtype=dtype,
-            hidden_size=teacher.config.hidden_size,
-            num_labels=int(teacher.config.num_labels),
+            hidden_size=self._reader.config.hidden_size,
+            num_labels=0 if teacher is None else int(teacher.config.num_labels),
             num_rows=len(data),
             num_hidden_tokens=int(self.hidden_offsets[-1]),
-            sides=2 if encoder is not None or data.token_types.any() else 1,
+            sides=2 if data.token_types.any() else 1,
             separate=encoder is not None,
         )
+
+    @property
+    def _reader(self) -> "PreTrainedModel":
+        """What gives hidden states and vectors."""
+        found = self.teacher if self.encoder is None else self.encoder
+        assert found is not None
+        return found
 
     def write(self) -> Index:
         """Make what is missing.
@@ -156,7 +163,7 @@ class SplitWriter:
     @torch.inference_mode()
     def _run_teacher(self, first: int, stop: int) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
         """What goes into the files of the rows from `first` to `stop`, and the sums of which the index is made."""
-        teacher, data, offsets, dtype = self.teacher, self.data, self.hidden_offsets, self.layout.dtype
+        data, offsets, dtype, device = self.data, self.hidden_offsets, self.layout.dtype, self._reader.device
         base = int(offsets[first])
         buffers = {
             name: torch.empty(
@@ -168,11 +175,11 @@ class SplitWriter:
         sums = {str(edge): np.zeros(3) for edge in self.edges}  # of values, their squares, squared errors
         for batch_rows in LengthBatches(data.lengths[first:stop], BATCH_SIZE, shuffle=False):
             rows = first + np.asarray(batch_rows)
-            batch = data.batch(rows).to(teacher.device)
-            logits, states, vectors = run_models(teacher, self.encoder, batch, self.layout.sides)
+            batch = data.batch(rows).to(device)
+            logits, states, vectors = run_models(self.teacher, self.encoder, batch, self.layout.sides)
             for name, values in (("logits", logits), ("vectors", vectors)):
                 buffers[name][torch.from_numpy(rows - first)] = values.to("cpu", buffers[name].dtype)
-            mask = batch.mask & torch.from_numpy(self.stored[rows]).to(teacher.device)[:, None]
+            mask = batch.mask & torch.from_numpy(self.stored[rows]).to(device)[:, None]
             places = offsets[rows][:, None] + np.arange(mask.shape[1]) - base
             at = torch.from_numpy(places)[mask.cpu()]
             kept = mask[batch.mask]
@@ -204,12 +211,12 @@ class SplitWriter:
 
 
 def run_models(
-    teacher: "PreTrainedModel", encoder: "PreTrainedModel | None", batch: Batch, sides: int
+    teacher: "PreTrainedModel | None", encoder: "PreTrainedModel | None", batch: Batch, sides: int
 ) -> tuple[Tensor, Sequence[Tensor], Tensor]:
     """What is stored of a batch.
 
     Args:
-        teacher: Gives the logits, and without an encoder the rest.
+        teacher: Gives the logits, where there is one, and without an encoder the rest.
         encoder: Reads every text by itself.
         batch: With tokens.
         sides: Texts of a row.
@@ -220,16 +227,17 @@ def run_models(
         `(batch, sides * hidden)`, of pairs side by side, zeros where a text is missing.
     """
     assert batch.token_type_ids is not None
-    output = teacher(**model_inputs(teacher, batch), output_hidden_states=encoder is None)
     second = batch.token_type_ids.bool() & batch.mask
-    if encoder is None:
-        states = output.hidden_states
-        masks = [batch.mask & ~second, second][:sides]
-        vectors = torch.cat([_mean(states[-1], mask) * _is_text(mask) for mask in masks], dim=1)
-    else:
-        states, vectors = read_separately(encoder, batch)
-    logits = output.logits if sides == 1 else output.logits.masked_fill(~_is_text(second), float("nan"))
-    return logits, states, vectors
+    logits = torch.zeros(len(batch), 0)
+    if teacher is not None:
+        output = teacher(**model_inputs(teacher, batch), output_hidden_states=encoder is None)
+        logits = output.logits if sides == 1 else output.logits.masked_fill(~_is_text(second), float("nan"))
+    if encoder is not None and sides == 2:
+        return logits, *read_separately(encoder, batch)
+    if encoder is not None:
+        output = encoder(**model_inputs(encoder, batch), output_hidden_states=True)
+    states, masks = output.hidden_states, [batch.mask & ~second, second][:sides]
+    return logits, states, torch.cat([_mean(states[-1], mask) * _is_text(mask) for mask in masks], dim=1)
 
 
 def _is_text(mask: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ class Start:
         note: What is saved of the task, see :func:`~nni_bertnas.data.tasks.task_note`.
         sep_token_id: Of the tokenizer.
         counts: How often every word piece stands in the training texts, `(vocab,)`; None: nothing is known.
+        pieces: What the pretrained model makes of every word piece alone, `(vocab, hidden)`; None: it was not asked.
     """
 
     teacher: "PreTrainedModel"
@@ -39,6 +40,7 @@ class Start:
     note: Mapping[str, Any]
     sep_token_id: int | None = None
     counts: np.ndarray | None = None
+    pieces: np.ndarray | None = None
 
 
 def resolve_shape(settings: StudentSettings, spec: TaskSpec) -> StudentSettings:
@@ -82,8 +84,10 @@ def new_student(
         bertnas_task=dict(start.note),
     )
     student = StudentForSequenceClassification(config)
+    kind = settings.embedding_start if settings.embedding_start != "auto" else "input" if candidates else "output"
+    pieces = None if kind == "input" or start.pieces is None else torch.from_numpy(start.pieces).float()
     try:
-        student.embeddings.copy_from(start.teacher.base_model.embeddings)
+        student.embeddings.copy_from(start.teacher.base_model.embeddings, pieces)
     except AttributeError as error:
         raise ConfigError(
             f"teacher.model: {type(start.teacher).__name__} has not BERT's embeddings ({error})"

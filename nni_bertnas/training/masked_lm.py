@@ -161,8 +161,8 @@ def fit_masked_lm(
 
 
 def plain_texts(rows: Rows) -> Rows:
-    """Every text once, pairs apart."""
-    texts = list(dict.fromkeys([*rows.texts, *(rows.pairs or ())]))
+    """Every text once, pairs apart, missing ones left out."""
+    texts = [text for text in dict.fromkeys([*rows.texts, *(rows.pairs or ())]) if text]
     return Rows(texts, [UNLABELLED] * len(texts))
 
 

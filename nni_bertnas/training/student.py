@@ -28,6 +28,7 @@ class StudentDistillation(pl.LightningModule):
         student: The chained student.
         cells: Whose maps out lead to the teacher's width.
         variances: Of the teacher's hidden states at the exit of every block.
+        vector_map: Leads from the width of the student's vectors of texts to the teacher's.
         distill: The losses and their weights.
         settings: Of the training.
         spec: Of the task, whose metrics are logged on dev as `dev_<metric>`.
@@ -40,6 +41,7 @@ class StudentDistillation(pl.LightningModule):
         student: StudentForSequenceClassification,
         cells: Sequence[Cell],
         variances: Sequence[float],
+        vector_map: nn.Module,
         *,
         distill: DistillSettings,
         settings: SupernetSettings,
@@ -50,17 +52,15 @@ class StudentDistillation(pl.LightningModule):
         super().__init__()
         self.student = student
         self.edge_maps = nn.ModuleList(copy.deepcopy(cell.out) for cell in cells)
-        width = student.classifier.in_features
-        self.vector_map = nn.Linear(width, student.config.teacher_hidden_size)
+        self.vector_map = vector_map
         self.weights = {name: weight for name, weight in distill.losses.items() if weight}
         self.scale = Scale(variances=variances, temperature=distill.temperature)
         self.settings = settings
         self.scorer = Scorer(spec)
         self.steps = steps
         self.freeze_embeddings = freeze_embeddings
-        for table in (student.embeddings.word, student.token_weight):
-            if table is not None:
-                table.sparse = settings.sparse_embeddings  # its gradient; nothing that is saved
+        for table in student.tables:
+            table.sparse = settings.sparse_embeddings  # its gradient; nothing that is saved
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """The weighted sum of the losses of one batch; None where it has targets for none of them."""
@@ -86,12 +86,11 @@ class StudentDistillation(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW with a linear schedule; the embeddings have their own rate, or none."""
         settings = self.settings
-        tables = [self.student.embeddings, *([] if self.student.token_weight is None else [self.student.token_weight])]
-        embeddings = [parameter for table in tables for parameter in table.parameters()]
-        own = {id(parameter) for parameter in embeddings}
+        parts = self.student.embeddings, *self.student.tables
+        own = {id(parameter): parameter for part in parts for parameter in part.parameters()}
         groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if id(p) not in own]}]
         if not self.freeze_embeddings:
-            groups.append({"params": embeddings, "lr": settings.embedding_learning_rate})
+            groups.append({"params": list(own.values()), "lr": settings.embedding_learning_rate})
         shape = settings.learning_rate, settings.weight_decay, settings.warmup, self.steps
         return adamw_linear(groups, *shape, RowSparseAdamW if settings.sparse_embeddings else torch.optim.AdamW)
 

@@ -6,9 +6,9 @@ import pytest
 from tiny import write_tiny_task
 
 from nni_bertnas.config import TaskSettings
-from nni_bertnas.data.rows import UNLABELLED, Rows
+from nni_bertnas.data.rows import Rows
 from nni_bertnas.data.splits import eighths
-from nni_bertnas.data.task_data import load_task, load_transfer
+from nni_bertnas.data.task_data import load_task
 from nni_bertnas.errors import ConfigError
 
 
@@ -31,19 +31,6 @@ def test_a_task_with_splits_of_its_own_keeps_them() -> None:
     found = eighths({"train": rows, "glue_dev": rows}, ("a", "b"))
     assert set(found) == {"train", "dev", "glue_dev"} and found["glue_dev"] is rows
     assert set(eighths({"train": rows}, ("a", "b"))) == {"train", "dev", "test"}
-
-
-def test_transfer_rows_are_unlabelled_new_sentences_and_a_fixed_choice() -> None:
-    rows, few, more = (
-        load_task(TaskSettings()).splits,
-        *(load_transfer(TaskSettings(transfer_rows=count)) for count in (50, 80)),
-    )
-    assert len(few) == 50 and more.texts[:50] == few.texts and set(few.labels) == {UNLABELLED}
-    assert not set(more.texts) & {text for part in rows.values() for text in part.texts}
-    assert all(8 <= len(text.split()) <= 40 for text in more.texts)
-    assert len(load_transfer(TaskSettings())) == 0
-    with pytest.raises(ConfigError, match="at most"):
-        load_transfer(TaskSettings(transfer_rows=10_000_000))
 
 
 def test_glue_layout(tmp_path: Path) -> None:

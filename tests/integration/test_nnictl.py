@@ -34,7 +34,8 @@ class Project:
         shutil.copytree(REPOSITORY / "experiment_configs", configs)
         self.study_path = configs / "studies" / "demo.yml"
         fields = yaml.safe_load(self.study_path.read_text())
-        fields["task"] |= {"max_train_rows": rows, "transfer_rows": 64}
+        fields["task"] |= {"max_train_rows": rows}
+        fields["transfer"] = {"reviews": 64}
         fields["teacher"] |= {"epochs": 1}
         fields["cell"] |= {"strategy": "darts", "options": {}, "epochs": 2, "candidates": 2}
         fields["block"] = {"epochs": 1, "candidates": 2}

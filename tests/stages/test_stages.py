@@ -215,12 +215,15 @@ def test_discarding_takes_what_builds_on_it(tmp_path: Path) -> None:
     run.discard_from("block")
     assert {path.name for path in run.root.iterdir()} == set(STAGES) - {"block", "supernet", "baselines"}
     run.discard_from("masked_lm")
-    assert {path.name for path in run.root.iterdir()} == {"teacher", "features", "cell"}
+    assert {path.name for path in run.root.iterdir()} == {"teacher", "features", "cell", "general"}
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_every_stage_keeps_the_contract(name: str, tmp_path: Path) -> None:
-    found, run = load(name), tiny_run(tmp_path, augment={"copies": 1}, baseline={"students": {"random": 1}})
+    found, run = (
+        load(name),
+        tiny_run(tmp_path, augment={"copies": 1}, baseline={"students": {"random": 1}}, general={"rows": 8}),
+    )
     assert found.name == name
     units = found.units(run)
     assert units and all(set(unit) == set(found.parameters) for unit in units)

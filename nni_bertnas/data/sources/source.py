@@ -38,7 +38,6 @@ class Source:
         own_data: Whether a user's own data can come from here.
         known_tasks: Whether the tasks of TASKS can.
         needs_folder: Whether `task.data_dir` must be given.
-        transfer: Gives sentences without labels; None where there are none.
     """
 
     read: Callable[[TaskSettings, TaskSpec], Table]
@@ -46,7 +45,6 @@ class Source:
     own_data: bool = False
     known_tasks: bool = True
     needs_folder: bool = False
-    transfer: Callable[[], list[str]] | None = None
 
 
 def fingerprint_files(files: Mapping[str, Path]) -> list[str]:

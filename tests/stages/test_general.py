@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import WORDS, Recorder, chain, tiny_run
+from torch import nn
+
+from nni_bertnas.data.models import load_encoder
+from nni_bertnas.errors import PhaseError
+from nni_bertnas.stages.run import Run
+from nni_bertnas.stages.stage import ensure, find, load
+from nni_bertnas.stages.students import StudentMaker
+from nni_bertnas.store.reader import FeatureDataset, FeatureStore
+from nni_bertnas.training.losses import Output, Scale, sentence_vector
+from nni_bertnas.training.texts import PIECES, TEXTS
+
+
+def make_run(root: Path, **sections: dict) -> Run:
+    texts = root / "general.txt"
+    if not texts.exists():
+        generator = np.random.default_rng(0)
+        lines = (
+            " ".join(WORDS[word] for word in generator.integers(0, 95, generator.integers(3, 9))) for _ in range(90)
+        )
+        texts.write_text("\n".join(lines) + "\n")
+    general = {"files": [str(texts)], "rows": 80, "epochs": 4, **sections.pop("general", {})}
+    return tiny_run(root, general=general, **sections)
+
+
+def test_general_text_is_stored_once_for_all_studies_of_a_folder(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert find(run, "general") is None
+    result = ensure(run, "general")
+    folder = Path(result["folder"])
+    assert folder.parent == run.shared.resolve() and result["rows"] == 80
+    encoder, store = load_encoder(run.study.teacher.model), FeatureStore(folder / TEXTS)
+    ids = torch.from_numpy(store.tokens[: store.offsets[1]].astype(np.int64))[None]
+    with torch.inference_mode():
+        expected = encoder(ids).last_hidden_state.mean(1)
+        alone = encoder(torch.tensor([[2, 17, 3]])).last_hidden_state[0, 1]
+    torch.testing.assert_close(store.vectors([0]), expected, atol=2e-3, rtol=2e-3)
+    pieces = np.load(folder / PIECES)
+    assert pieces.shape == (100, 32)
+    np.testing.assert_allclose(pieces[17], alone.numpy(), atol=2e-3)
+    written = (folder / PIECES).stat().st_mtime_ns
+    other = make_run(tmp_path, task={"max_train_rows": 60})
+    other.root = run.root.with_name("other")
+    assert ensure(other, "general")["folder"] == str(folder)
+    assert (folder / PIECES).stat().st_mtime_ns == written
+    assert load("general").fingerprint(make_run(tmp_path, general={"rows": 70}), {}) != result["fingerprint"]
+
+
+def test_a_student_learns_general_text_once(built_copy: Path) -> None:
+    run = make_run(built_copy)
+    with pytest.raises(PhaseError, match="bertnas general STUDY"):
+        StudentMaker(run, 0).new_student([chain("convolution_3")])
+    result, made = ensure(run, "general"), []
+    store = FeatureStore(Path(result["folder"]) / TEXTS)
+    for _ in range(2):
+        maker, recorder = StudentMaker(run, 0), Recorder()
+        student = maker.new_student([chain("convolution_3"), chain("zero")])
+        vector_map = nn.Linear(16, 32)
+        losses = []
+        for _ in range(2):
+            batch = FeatureDataset(store, (), tokens=True).batch(np.arange(80))
+            with torch.inference_mode():
+                vectors, _ = student.text_vectors(batch.input_ids, batch.mask)
+                losses.append(float(sentence_vector(Output(vectors=vector_map(vectors)), batch, Scale())))
+            if len(losses) == 1:
+                maker._distil_texts(student, vector_map, recorder)
+        assert losses[1] < 0.8 * losses[0]
+        made.append((student.state_dict(), len(recorder.epochs)))
+    assert [epochs for _, epochs in made] == [4, 0]  # the second time it is read
+    assert all(torch.equal(made[0][0][name], value) for name, value in made[1][0].items())
