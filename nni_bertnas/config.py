@@ -113,6 +113,18 @@ class AugmentSettings:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class PairsSettings:
+    """New pairs out of the texts of train, labelled by the teacher, for the student alone; all 0: none."""
+
+    bm25: Natural = 0  # partners of every text: the best by BM25,
+    near: Natural = 0  # the nearest by sentence vector,
+    beyond: Natural = 0  # random ones from the ranks behind these,
+    ranks: Positive = 60  # as far as this,
+    random: Natural = 0  # and of all texts
+    like_task: bool = True  # keep the most of them whose answers are spread as train's; false keeps all
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TeacherSettings:
     """The teacher, its fine-tuning, and where it is cut."""
 
@@ -312,6 +324,7 @@ class Study:
     features: FeaturesSettings = dataclasses.field(default_factory=FeaturesSettings)
     transfer: TransferSettings = dataclasses.field(default_factory=TransferSettings)
     general: GeneralSettings = dataclasses.field(default_factory=GeneralSettings)
+    pairs: PairsSettings = dataclasses.field(default_factory=PairsSettings)
     augment: AugmentSettings = dataclasses.field(default_factory=AugmentSettings)
     student: StudentSettings = dataclasses.field(default_factory=StudentSettings)
     cell: CellSettings = dataclasses.field(default_factory=CellSettings)

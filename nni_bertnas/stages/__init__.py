@@ -27,9 +27,10 @@ STAGES: Mapping[str, Entry] = {
     "general": Entry("what the pretrained model makes of text of no task in particular, for all studies of it"),
     "cell": Entry("the cell phase through NNI", ("features",)),
     "block": Entry("the block phase through NNI", ("cell",)),
+    "pairs": Entry("new pairs for the student out of train's texts (study section pairs)", ("features",)),
     "masked_lm": Entry("fit a masked language model to the task's text, for the augmentation"),
     "augment": Entry("new training rows for the student (study section augment)", ("teacher", "masked_lm")),
-    "supernet": Entry("the supernet phase through NNI", ("block", "augment", "general")),
+    "supernet": Entry("the supernet phase through NNI", ("block", "pairs", "augment", "general")),
     "baselines": Entry("students of random and uniform cells through NNI (study section baseline)", ("supernet",)),
 }
 

@@ -49,6 +49,7 @@ def _fingerprint(run: Run, unit: Unit) -> str:
     vectors = run.study.augment.vectors
     return fingerprint(
         stage_fingerprint(run, "teacher"),
+        run.separate,
         settings,
         weights_fingerprint(_masked_lm(run)),
         vectors and file_fingerprint(Path(vectors)),
@@ -86,7 +87,10 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     teacher, tokenizer = run.load_teacher()
     unlabelled = [float("nan") if run.task.regression else UNLABELLED] * len(new.rows)
     tokens = tokenize(tokenizer, Rows(new.rows.texts, unlabelled, new.rows.pairs), run.study.task.max_length)
-    SplitWriter(folder / LABELLED, teacher.to(best_device()), tokens, ()).write()
+    encoder = run.load_encoder()
+    if encoder is not None:
+        encoder.to(best_device())
+    SplitWriter(folder / LABELLED, teacher.to(best_device()), tokens, (), encoder=encoder).write()
     save_copies(folder, new.copies)
     labels = np.asarray(train.labels)
     result = {

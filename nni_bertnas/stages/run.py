@@ -117,7 +117,11 @@ class Run:
         return self._store("dev")
 
     def _store(self, split: str) -> FeatureStore:
-        return FeatureStore(self.folder("features") / split, lambda: self.load_encoder() or self.load_teacher()[0])
+        return self.open_store(self.folder("features") / split)
+
+    def open_store(self, folder: Path) -> FeatureStore:
+        """A store of what the teacher gives."""
+        return FeatureStore(folder, lambda: self.load_encoder() or self.load_teacher()[0])
 
     def load_teacher(self) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
         """The saved teacher in eval mode without gradients, and its tokenizer.
@@ -130,7 +134,11 @@ class Run:
 
     def load_encoder(self) -> "PreTrainedModel | None":
         """What reads texts separately, the model that the teacher was fine-tuned from; None where pairs are joint."""
-        return load_encoder(self.study.teacher.model) if self.separate else None
+        return self.load_pretrained() if self.separate else None
+
+    def load_pretrained(self) -> "PreTrainedModel":
+        """The encoder that the teacher was fine-tuned from."""
+        return load_encoder(self.study.teacher.model)
 
     def _saved_teacher(self) -> Result:
         result = self.read("teacher")

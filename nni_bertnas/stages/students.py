@@ -12,12 +12,13 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from nni_bertnas.artifacts import fingerprint, state_fingerprint
-from nni_bertnas.augment.parts import open_labelled
+from nni_bertnas.augment.parts import LABELLED, open_labelled
 from nni_bertnas.config import to_dict
 from nni_bertnas.data.batches import make_loader, make_stream
 from nni_bertnas.data.tasks import task_note
 from nni_bertnas.data.tokens import tokenize
 from nni_bertnas.errors import PhaseError
+from nni_bertnas.stages.pairs import kept_rows, wanted
 from nni_bertnas.stages.run import Result, Run
 from nni_bertnas.stages.stage import find
 from nni_bertnas.store.reader import FeatureDataset, FeatureStore
@@ -183,6 +184,12 @@ class StudentMaker:
         sources = [FeatureDataset(train, train.edges[1:] if hidden else (), tokens=True)]
         if len(rest := np.setdiff1d(np.arange(len(train)), sources[0].rows)):  # whose hidden states are not stored
             sources.append(FeatureDataset(train, (), tokens=True, rows=rest))
+        if wanted(self.run):
+            folder = self.run.folder("pairs")
+            if find(self.run, "pairs") is None:
+                raise PhaseError(f"{folder} holds no new pairs; make them with: bertnas pairs STUDY")
+            store = self.run.open_store(folder / LABELLED)
+            sources.append(FeatureDataset(store, (), tokens=True, rows=kept_rows(folder)))
         if self.run.study.augment.copies:
             store, rows = self._augmented()
             sources.append(FeatureDataset(store, (), tokens=True, rows=rows))

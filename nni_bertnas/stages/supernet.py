@@ -9,8 +9,9 @@ from nni_bertnas.artifacts import fingerprint
 from nni_bertnas.config import to_dict
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.stages.cells import load_ranked, read_rankings
+from nni_bertnas.stages.pairs import wanted
 from nni_bertnas.stages.run import Result, Run, Unit
-from nni_bertnas.stages.stage import Stage, stage_fingerprint
+from nni_bertnas.stages.stage import Stage, load, stage_fingerprint
 from nni_bertnas.stages.students import StudentMaker, describe, metrics
 from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.student.cost import Call, cell_call, count_params
@@ -25,9 +26,10 @@ def _fingerprint(run: Run, unit: Unit) -> str:
     study = run.study
     parts = [to_dict(part) for part in (run.shape, study.supernet, study.distill)]
     augmented = [stage_fingerprint(run, "augment"), study.augment.copies] if study.augment.copies else []
+    mined = [stage_fingerprint(run, "pairs")] if wanted(run) else []
     general = [stage_fingerprint(run, "general"), to_dict(study.general)] if study.general.rows else []
     blocks = [ranking["fingerprint"] for ranking in read_rankings(run)]
-    return fingerprint(blocks, unit["seed"], parts, augmented, general)
+    return fingerprint(blocks, unit["seed"], parts, augmented, general, mined)
 
 
 def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
@@ -106,7 +108,7 @@ STAGE = Stage(
     make=_make,
     describe=describe,
     parameters={"seed": int},
-    needs=lambda run, unit: [("general", {})] if run.study.general.rows else [],
+    needs=lambda run, unit: [(name, {}) for name in ("general", "pairs") if load(name).units(run)],
     metrics=metrics,
     optimize="maximize",
     alone=True,

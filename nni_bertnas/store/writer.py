@@ -277,6 +277,16 @@ def read_separately(encoder: "PreTrainedModel", batch: Batch) -> tuple[list[Tens
     return joint, vectors
 
 
+@torch.inference_mode()
+def text_vectors(encoder: "PreTrainedModel", data: TokenDataset) -> np.ndarray:
+    """The mean of the last hidden state over every single text, `(num_rows, hidden)`."""
+    found: np.ndarray = np.zeros((len(data), encoder.config.hidden_size), np.float32)
+    for rows in LengthBatches(data.lengths, BATCH_SIZE, shuffle=False):
+        batch = data.batch(rows).to(encoder.device)
+        found[rows] = run_models(None, encoder, batch, 1)[2].cpu().numpy()
+    return found
+
+
 def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
     """Over unmasked positions: `(batch, seq, hidden)`, `(batch, seq)` -> `(batch, hidden)`."""
     keep = mask.unsqueeze(-1).to(hidden.dtype)

@@ -14,13 +14,14 @@ from sklearn.metrics import accuracy_score
 from tiny import WORDS, all_units, tiny_run
 from transformers import AutoTokenizer
 
-from nni_bertnas.augment.parts import open_labelled
+from nni_bertnas.augment.parts import LABELLED, open_labelled
+from nni_bertnas.data.rows import UNLABELLED
 from nni_bertnas.data.tokens import tokenize
 from nni_bertnas.deploy.predict import load_predictor
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.report.results import show
 from nni_bertnas.stages.run import Run
-from nni_bertnas.stages.stage import ensure, find
+from nni_bertnas.stages.stage import ensure, find, load
 from nni_bertnas.training.metrics import evaluate_classifier
 from search_space.student import StudentForSequenceClassification
 
@@ -73,6 +74,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         task=request.param(root / "own"),
         teacher={"epochs": 8, "batch_size": 8},
         augment={"copies": 2, "fit_epochs": 1, "probability": 0.2},
+        pairs={"bm25": 1, "near": 1, "beyond": 1, "random": 1},
         supernet={"epochs": 6, "epoch_rows": 1600},
     )
     all_units(run, "cell", "block")
@@ -141,6 +143,26 @@ def test_augmented_pairs_change_on_both_sides(finished: Run) -> None:
         assert result["disagreement"] == pytest.approx(np.abs(store.logits[:, 0].astype(float) - labels).mean())
     else:
         assert result["disagreement"] == pytest.approx(np.mean(store.logits.argmax(1) != labels))
+
+
+def test_mined_pairs_are_new_labelled_and_spread_as_the_tasks(finished: Run) -> None:
+    result, folder = finished.read("pairs"), finished.folder("pairs")
+    table = parquet.read_table(folder / "rows.parquet").to_pydict()
+    first, second = (table[name] for name in finished.task.texts)
+    train = finished.data.splits["train"]
+    own = {
+        frozenset(pair) for rows in finished.data.splits.values() for pair in zip(rows.texts, rows.pairs, strict=True)
+    }
+    assert not own & {frozenset(pair) for pair in zip(first, second, strict=True)}
+    assert {*first, *second} <= {*train.texts, *train.pairs} and len(first) == result["rows"] <= result["mined"]
+    store = finished.open_store(folder / LABELLED)
+    np.testing.assert_allclose(np.array(table["answer"]), store.logits[table["number"]].astype(float))
+    assert np.isnan(store.labels).all() if finished.task.regression else (store.labels == UNLABELLED).all()
+    share, wanted = (np.array(result[name]) / sum(result[name]) for name in ("histogram", "histogram_of_train"))
+    assert np.abs(share - wanted).max() < 0.15
+    assert sum(result["by_origin"].values()) == result["rows"]
+    text = load("pairs").describe(finished, result)
+    assert text.count("\n") == 3 and "mined pairs kept" in text and " | " in text
 
 
 def test_the_report_has_every_metric(finished: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -215,7 +215,7 @@ def test_discarding_takes_what_builds_on_it(tmp_path: Path) -> None:
     run.discard_from("block")
     assert {path.name for path in run.root.iterdir()} == set(STAGES) - {"block", "supernet", "baselines"}
     run.discard_from("masked_lm")
-    assert {path.name for path in run.root.iterdir()} == {"teacher", "features", "cell", "general"}
+    assert {path.name for path in run.root.iterdir()} == {"teacher", "features", "cell", "general", "pairs"}
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -1,0 +1,120 @@
+"""Stage pairs: new pairs out of the texts of train, labelled by the teacher, for the student alone.
+
+Built in place: what an interrupted run labelled stays.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from nni_bertnas.artifacts import fingerprint
+from nni_bertnas.augment.mining import answer_bins, mine, score_edges, spread_alike
+from nni_bertnas.augment.parts import LABELLED
+from nni_bertnas.config import to_dict
+from nni_bertnas.data.rows import UNLABELLED, Rows
+from nni_bertnas.data.tokens import tokenize
+from nni_bertnas.errors import ConfigError
+from nni_bertnas.machine import best_device
+from nni_bertnas.stages.run import Result, Run, Unit
+from nni_bertnas.stages.stage import Stage, stage_fingerprint
+from nni_bertnas.store.writer import SplitWriter, text_vectors
+from nni_bertnas.tracking import Tracker
+
+ROWS = "rows.parquet"
+_EXAMPLES = 3
+
+
+def wanted(run: Run) -> bool:
+    """Whether the study asks for new pairs."""
+    settings = run.study.pairs
+    return any((settings.bm25, settings.near, settings.beyond, settings.random))
+
+
+def _fingerprint(run: Run, unit: Unit) -> str:
+    return fingerprint(stage_fingerprint(run, "teacher"), run.study.seed, to_dict(run.study.pairs), run.separate)
+
+
+def _check(run: Run, unit: Unit) -> None:
+    if not run.task.pairs:
+        raise ConfigError(f"pairs: {run.study.task.name} is a task of single texts; leave the section out")
+
+
+def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
+    start, settings, seed = time.perf_counter(), run.study.pairs, run.study.seed
+    train = run.data.splits["train"]
+    texts = sorted({*train.texts, *(train.pairs or ())})
+    known = {
+        frozenset(pair) for rows in run.data.splits.values() for pair in zip(rows.texts, rows.pairs or (), strict=True)
+    }
+    teacher, tokenizer = run.load_teacher()
+    encoder = run.load_encoder()
+    reader = (encoder or run.load_pretrained()).to(best_device())
+    alone = tokenize(tokenizer, Rows(texts, [UNLABELLED] * len(texts)), run.study.task.max_length)
+    mined = mine(texts, text_vectors(reader, alone), settings, known, seed)
+    if not len(mined):
+        raise ConfigError("pairs: no new pair was found; raise pairs.bm25, pairs.near, pairs.beyond or pairs.random")
+    nothing = [float("nan") if run.task.regression else UNLABELLED] * len(mined)
+    rows = Rows([texts[number] for number in mined.first], nothing, [texts[number] for number in mined.second])
+    tokens = tokenize(tokenizer, rows, run.study.task.max_length)
+    SplitWriter(folder / LABELLED, teacher.to(best_device()), tokens, (), encoder=encoder).write()
+    found = run.open_store(folder / LABELLED).logits.astype(np.float32)
+    own = run.train.logits[: len(train)].astype(np.float32)
+    edges = score_edges(own)
+    kinds, own_kinds = answer_bins(found, edges), answer_bins(own, edges)
+    kept = spread_alike(kinds, own_kinds, seed) if settings.like_task else np.arange(len(mined))
+    result: Result = {
+        "mined": len(mined),
+        "rows": len(kept),
+        "by_origin": {origin: int((mined.origin[kept] == origin).sum()) for origin in dict.fromkeys(mined.origin)},
+        "edges": None if edges is None else edges.tolist(),
+        "histogram": np.bincount(kinds[kept], minlength=own_kinds.max() + 1).tolist(),
+        "histogram_mined": np.bincount(kinds, minlength=own_kinds.max() + 1).tolist(),
+        "histogram_of_train": np.bincount(own_kinds).tolist(),
+        "seconds": time.perf_counter() - start,
+    }
+    columns = dict(zip(run.task.texts, ([side[number] for number in kept] for side in (rows.texts, rows.pairs or [])),
+                       strict=True))  # fmt: skip
+    table = pa.table({**columns, "number": kept, "origin": mined.origin[kept], "answer": found[kept].tolist()})
+    note = json.dumps({"seed": seed, **to_dict(settings), **result})
+    parquet.write_table(table.replace_schema_metadata({"bertnas_pairs": note}), folder / ROWS)
+    return result
+
+
+def kept_rows(folder: Path) -> np.ndarray:
+    """Numbers of the rows that were kept, in the store of all that were labelled."""
+    return parquet.read_table(folder / ROWS, columns=["number"]).column("number").to_numpy()
+
+
+def _describe(run: Run, result: Result) -> str:
+    table = parquet.read_table(run.folder("pairs") / ROWS)
+    step = max(1, len(table) // _EXAMPLES)
+    examples = [
+        table.slice(first, 1).to_pylist()[0] for first in range(0, step * _EXAMPLES, step) if first < len(table)
+    ]
+    shown = "".join(
+        f"\n  {one['origin']}, {' '.join(f'{value:.2f}' for value in one['answer'])}: "
+        + " | ".join(one[name] for name in run.task.texts)
+        for one in examples
+    )
+    origins = ", ".join(f"{name} {count}" for name, count in result["by_origin"].items())
+    return (
+        f"{result['rows']} of {result['mined']} mined pairs kept ({origins}); answers {result['histogram']} (mined "
+        f"{result['histogram_mined']}, train {result['histogram_of_train']}); in {run.folder('pairs') / ROWS}{shown}"
+    )
+
+
+STAGE = Stage(
+    name="pairs",
+    units=lambda run: [{}] if wanted(run) else [],
+    fingerprint=_fingerprint,
+    make=_make,
+    describe=_describe,
+    needs=lambda run, unit: [("teacher", {}), ("features", {})],
+    check=_check,
+    in_place=True,
+    missing="set pairs.bm25, pairs.near, pairs.beyond or pairs.random to the partners of every text, e.g. 3",
+)
