@@ -250,6 +250,7 @@ def test_trials_take_the_parameters_of_their_stage() -> None:
         ({"augment": {"copies": 1, "masked_lm": "package:nothere"}}, "package nothere is not installed"),
         ({"augment": {"copies": 1, "vectors": "nothere.txt"}}, "augment.vectors: nothere.txt does not exist"),
         ({"cell": {"space": "nosuch", "operations": ["convolution_3", "zero"]}}, "cell.space.*unknown space 'nosuch'"),
+        ({"pairs": {"random": 1}}, "pairs: sst2 is a task of single texts"),
         ({"baseline": {"students": {"random": 1}}, "cell": {"space": "no.such"}}, "cell.space.*no.such"),
     ],
 )
