@@ -220,9 +220,14 @@ def test_discarding_takes_what_builds_on_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_every_stage_keeps_the_contract(name: str, tmp_path: Path) -> None:
-    found, run = (
-        load(name),
-        tiny_run(tmp_path, augment={"copies": 1}, baseline={"students": {"random": 1}}, general={"rows": 8}),
+    found = load(name)
+    run = tiny_run(
+        tmp_path,
+        task={"name": "stsb", "source": "glue", "data_dir": "nowhere"},
+        augment={"copies": 1},
+        baseline={"students": {"random": 1}},
+        general={"rows": 8},
+        pairs={"random": 1},
     )
     assert found.name == name
     units = found.units(run)
