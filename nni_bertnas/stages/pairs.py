@@ -35,7 +35,8 @@ def wanted(run: Run) -> bool:
 
 
 def _fingerprint(run: Run, unit: Unit) -> str:
-    return fingerprint(stage_fingerprint(run, "teacher"), run.study.seed, to_dict(run.study.pairs), run.separate)
+    teacher = stage_fingerprint(run, "teacher"), run.teacher_kind, run.separate
+    return fingerprint(*teacher, run.study.seed, to_dict(run.study.pairs))
 
 
 def _check(run: Run, unit: Unit) -> None:
@@ -54,13 +55,16 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     encoder = run.load_encoder()
     reader = (encoder or run.load_pretrained()).to(best_device())
     alone = tokenize(tokenizer, Rows(texts, [UNLABELLED] * len(texts)), run.study.task.max_length)
-    mined = mine(texts, text_vectors(reader, alone), settings, known, seed)
+    vectors = text_vectors(reader, alone)
+    mined = mine(texts, vectors, settings, known, seed)
     if not len(mined):
         raise ConfigError("pairs: no new pair was found; raise pairs.bm25, pairs.near, pairs.beyond or pairs.random")
     nothing = [float("nan") if run.task.regression else UNLABELLED] * len(mined)
     rows = Rows([texts[number] for number in mined.first], nothing, [texts[number] for number in mined.second])
     tokens = tokenize(tokenizer, rows, run.study.task.max_length)
-    SplitWriter(folder / LABELLED, teacher.to(best_device()), tokens, (), encoder=encoder).write()
+    answering = None if run.teacher_kind == "siamese" else teacher.to(best_device())
+    sides = None if encoder is None else np.concatenate([vectors[mined.first], vectors[mined.second]], axis=1)
+    SplitWriter(folder / LABELLED, answering, tokens, (), encoder=encoder, vectors=sides).write()
     found = run.open_store(folder / LABELLED).logits.astype(np.float32)
     own = run.train.logits[: len(train)].astype(np.float32)
     edges = score_edges(own)

@@ -22,6 +22,7 @@ from nni_bertnas.store.reader import FeatureStore
 from nni_bertnas.student.build import resolve_shape
 from nni_bertnas.tracking import Channel, Tracker, Watcher, start_wandb
 from nni_bertnas.training.cells import CellTrainer
+from nni_bertnas.training.siamese import Siamese
 from search_space.listing import Space
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 Unit = Mapping[str, Any]  # the parameters of one unit of work: whole numbers and texts; none where there is one alone
 Result = dict[str, Any]  # what `result.json` holds
+ANSWERS = "answers.npz"  # beside the features: how a siamese teacher's answers come out of them
 _SECONDS = "seconds.json"
 
 
@@ -93,6 +95,18 @@ class Run:
         return self.shape.encoding == "separate"
 
     @property
+    def teacher_kind(self) -> str:
+        """Whose answers the student learns, `auto` resolved.
+
+        Raises:
+            ConfigError: They are of texts read separately, and the student reads pairs jointly.
+        """
+        kind = self.study.teacher.kind
+        if kind in ("siamese", "both") and not self.separate:
+            raise ConfigError(f"teacher.kind: {kind} is for pairs that are read separately; set student.encoding")
+        return ("both" if self.separate and self.task.regression else "cross") if kind == "auto" else kind
+
+    @property
     def num_blocks(self) -> int:
         """Into how many the teacher is cut."""
         return self.study.teacher.blocks
@@ -121,7 +135,9 @@ class Run:
 
     def open_store(self, folder: Path) -> FeatureStore:
         """A store of what the teacher gives."""
-        return FeatureStore(folder, lambda: self.load_encoder() or self.load_teacher()[0])
+        file = self.folder("features") / ANSWERS
+        answer = Siamese.load(file) if file.is_file() else None
+        return FeatureStore(folder, lambda: self.load_encoder() or self.load_teacher()[0], answer)
 
     def load_teacher(self) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
         """The saved teacher in eval mode without gradients, and its tokenizer.

@@ -12,7 +12,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from nni_bertnas.artifacts import fingerprint, state_fingerprint
-from nni_bertnas.augment.parts import LABELLED, open_labelled
+from nni_bertnas.augment.parts import LABELLED, rows_of_copies
 from nni_bertnas.config import to_dict
 from nni_bertnas.data.batches import make_loader, make_stream
 from nni_bertnas.data.tasks import task_note
@@ -201,7 +201,7 @@ class StudentMaker:
             raise PhaseError(
                 f"{folder} holds no new rows for augment.copies = {copies}; make them with: bertnas augment STUDY"
             )
-        return open_labelled(folder, copies)
+        return self.run.open_store(folder / LABELLED), rows_of_copies(folder, copies)
 
     def _compare(self, student: StudentForSequenceClassification) -> dict[str, dict[str, Any]]:
         """Scores and costs of teacher and student, their latencies measured in turns."""

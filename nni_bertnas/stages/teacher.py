@@ -16,7 +16,7 @@ from nni_bertnas.training.teacher import make_teacher
 def _fingerprint(run: Run, unit: Unit) -> str:
     """Of data, source weights, settings; not of where it is cut."""
     settings = to_dict(run.study.teacher)
-    del settings["num_blocks"], settings["boundaries"]
+    del settings["num_blocks"], settings["boundaries"], settings["kind"]
     weights = weights_fingerprint(resolve_model(run.study.teacher.model))
     return fingerprint(run.study.seed, data_fingerprint(run.study.task), weights, settings)
 

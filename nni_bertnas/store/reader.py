@@ -72,16 +72,22 @@ class FeatureStore:
     Args:
         folder: Of the split.
         teacher: Loads what gives the hidden states; needed where the store is live.
+        answer: Makes the logits out of those that are stored and of the vectors; None: they are the stored ones.
 
     Raises:
         PhaseError: The folder is missing or damaged.
     """
 
-    def __init__(self, folder: str | Path, teacher: "Callable[[], PreTrainedModel] | None" = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        teacher: "Callable[[], PreTrainedModel] | None" = None,
+        answer: "Callable[[np.ndarray, np.ndarray], np.ndarray] | None" = None,
+    ) -> None:
         self.folder = Path(folder)
         self.index = Index.read(self.folder)
         self.edges, self.hidden_size = self.index.edges, self.index.hidden_size
-        self._load_teacher = teacher
+        self._load_teacher, self._answer = teacher, answer
 
     def _array(self, name: str) -> np.ndarray:
         path = self.folder / f"{name}.npy"
@@ -118,7 +124,12 @@ class FeatureStore:
     @cached_property
     def logits(self) -> np.ndarray:
         """The teacher's, `(num_rows, num_labels)`."""
-        file = _RowReader(self.folder / "logits.bin", self.index.logits)
+        stored: np.ndarray = np.zeros((len(self), 0), np.float16)
+        if self.index.num_labels:
+            stored = self._whole(_RowReader(self.folder / "logits.bin", self.index.logits))
+        return stored if self._answer is None else self._answer(stored, self._whole(self._vectors))
+
+    def _whole(self, file: _RowReader) -> np.ndarray:
         return file.read(np.zeros(1, int), np.array([len(self)]))[0].numpy()
 
     @cached_property
@@ -251,7 +262,7 @@ class FeatureDataset(torch.utils.data.Dataset[Batch]):
         rows, store = self.rows[numbers], self.store
         if self.with_tokens:
             batch = token_batch(store, rows, store.index.pad_token_id)
-            if store.index.num_labels:
+            if store.logits.shape[1]:
                 batch.logits = torch.from_numpy(store.logits[rows]).float()
             batch.vectors = store.vectors(rows)
         else:

@@ -55,25 +55,28 @@ class SplitWriter:
         dtype: A key of DTYPES.
         stored: Which rows have hidden states `(num_rows,)`; None: all.
         encoder: Gives hidden states and vectors, and reads the texts of every pair separately; None: the teacher does.
+        vectors: That are known already, `(num_rows, sides * hidden)`, where no edges are stored.
     """
 
     def __init__(
         self, folder: Path, teacher: "PreTrainedModel | None", data: TokenDataset, edges: Sequence[int],
         dtype: str = "float16", stored: np.ndarray | None = None, encoder: "PreTrainedModel | None" = None,
+        vectors: np.ndarray | None = None,
     ) -> None:  # fmt: skip
         self.folder, self.teacher, self.data, self.encoder = folder, teacher, data, encoder
-        self.edges = list(edges)
+        self.edges, self.vectors = list(edges), vectors
+        sides = 2 if data.token_types.any() else 1
         self.stored = np.full(len(data), len(self.edges) > 0) if stored is None else stored
         self.hidden_offsets = hidden_offsets(data.lengths, self.stored)
         self.rows = shard_rows(data.lengths)
         self.layout = Layout(
             edges=self.edges,
             dtype=dtype,
-            hidden_size=self._reader.config.hidden_size,
+            hidden_size=self._reader.config.hidden_size if vectors is None else vectors.shape[1] // sides,
             num_labels=0 if teacher is None else int(teacher.config.num_labels),
             num_rows=len(data),
             num_hidden_tokens=int(self.hidden_offsets[-1]),
-            sides=2 if data.token_types.any() else 1,
+            sides=sides,
             separate=encoder is not None,
         )
 
@@ -163,7 +166,8 @@ class SplitWriter:
     @torch.inference_mode()
     def _run_teacher(self, first: int, stop: int) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
         """What goes into the files of the rows from `first` to `stop`, and the sums of which the index is made."""
-        data, offsets, dtype, device = self.data, self.hidden_offsets, self.layout.dtype, self._reader.device
+        data, offsets, dtype = self.data, self.hidden_offsets, self.layout.dtype
+        device = self._reader.device if self.vectors is None or self.teacher is not None else torch.device("cpu")
         base = int(offsets[first])
         buffers = {
             name: torch.empty(
@@ -176,7 +180,8 @@ class SplitWriter:
         for batch_rows in LengthBatches(data.lengths[first:stop], BATCH_SIZE, shuffle=False):
             rows = first + np.asarray(batch_rows)
             batch = data.batch(rows).to(device)
-            logits, states, vectors = run_models(self.teacher, self.encoder, batch, self.layout.sides)
+            known = None if self.vectors is None else torch.from_numpy(self.vectors[rows])
+            logits, states, vectors = run_models(self.teacher, self.encoder, batch, self.layout.sides, known)
             for name, values in (("logits", logits), ("vectors", vectors)):
                 buffers[name][torch.from_numpy(rows - first)] = values.to("cpu", buffers[name].dtype)
             mask = batch.mask & torch.from_numpy(self.stored[rows]).to(device)[:, None]
@@ -211,7 +216,11 @@ class SplitWriter:
 
 
 def run_models(
-    teacher: "PreTrainedModel | None", encoder: "PreTrainedModel | None", batch: Batch, sides: int
+    teacher: "PreTrainedModel | None",
+    encoder: "PreTrainedModel | None",
+    batch: Batch,
+    sides: int,
+    vectors: Tensor | None = None,
 ) -> tuple[Tensor, Sequence[Tensor], Tensor]:
     """What is stored of a batch.
 
@@ -220,6 +229,7 @@ def run_models(
         encoder: Reads every text by itself.
         batch: With tokens.
         sides: Texts of a row.
+        vectors: `(batch, sides * hidden)`, where they are known and no hidden state is wanted.
 
     Returns:
         Logits `(batch, num_labels)`, no numbers where the second text of a pair is missing; hidden states by layer,
@@ -230,8 +240,10 @@ def run_models(
     second = batch.token_type_ids.bool() & batch.mask
     logits = torch.zeros(len(batch), 0)
     if teacher is not None:
-        output = teacher(**model_inputs(teacher, batch), output_hidden_states=encoder is None)
+        output = teacher(**model_inputs(teacher, batch), output_hidden_states=encoder is None and vectors is None)
         logits = output.logits if sides == 1 else output.logits.masked_fill(~_is_text(second), float("nan"))
+    if vectors is not None:
+        return logits, (), vectors
     if encoder is not None and sides == 2:
         return logits, *read_separately(encoder, batch)
     if encoder is not None:

@@ -11,7 +11,7 @@ from pyarrow import parquet
 from tiny import tiny_run
 
 from nni_bertnas.augment import parts
-from nni_bertnas.augment.parts import open_labelled
+from nni_bertnas.augment.parts import LABELLED, rows_of_copies
 from nni_bertnas.cli import main
 from nni_bertnas.config import to_yaml
 from nni_bertnas.data.batches import make_stream, model_inputs
@@ -19,7 +19,7 @@ from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.stages.augment import disagreement
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure, find, load
-from nni_bertnas.store.reader import FeatureDataset
+from nni_bertnas.store.reader import FeatureDataset, FeatureStore
 from nni_bertnas.tracking import Tracker
 from nni_bertnas.training import masked_lm
 
@@ -28,6 +28,11 @@ def test_disagreement() -> None:
     logits = np.array([[1, 2], [3, 0], [0, 1]], np.float16)
     assert disagreement(logits, np.array([1, 1, 0])) == pytest.approx(2 / 3)
     assert disagreement(np.array([[1.0], [4.0]], np.float16), np.array([1.5, 3.0])) == pytest.approx(0.75)
+
+
+def open_labelled(run: Run, copies: int) -> tuple[FeatureStore, np.ndarray]:
+    folder = run.folder("augment")
+    return run.open_store(folder / LABELLED), rows_of_copies(folder, copies)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +89,7 @@ def test_augmentation_resumes_and_its_rows_are_new_and_labelled_by_the_teacher(
     assert together == pytest.approx(1)
     assert result["rows_per_second"] == pytest.approx(result["tries"] / result["seconds"])
 
-    store, rows = open_labelled(fitted.folder("augment"), 3)
+    store, rows = open_labelled(fitted, 3)
     teacher, tokenizer = fitted.load_teacher()
     encoded = tokenizer(texts[:5], padding=True, return_tensors="pt")
     with torch.inference_mode():
@@ -98,7 +103,7 @@ def test_augmentation_resumes_and_its_rows_are_new_and_labelled_by_the_teacher(
 def test_fewer_copies_are_a_part_of_more(fitted: Run) -> None:
     first = ensure(fitted, "augment")
     assert ensure(with_copies(fitted, 1), "augment") == first
-    store, rows = open_labelled(fitted.folder("augment"), 1)
+    store, rows = open_labelled(fitted, 1)
     copies = parquet.read_table(fitted.folder("augment") / "rows.parquet").column("copy").to_numpy()
     assert 0 < len(rows) < len(store) and set(copies[rows]) == {0} and (copies == 0).sum() == len(rows)
     assert find(with_copies(fitted, 4), "augment") is None
@@ -107,7 +112,7 @@ def test_fewer_copies_are_a_part_of_more(fitted: Run) -> None:
 
 def test_a_student_batch_has_hidden_states_or_is_augmented(fitted: Run) -> None:
     ensure(fitted, "augment")
-    store, rows = open_labelled(fitted.folder("augment"), 3)
+    store, rows = open_labelled(fitted, 3)
     train = fitted.train
     parts = [
         FeatureDataset(train, train.edges[1:], tokens=True),

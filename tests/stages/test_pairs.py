@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score
 from tiny import WORDS, all_units, tiny_run
 from transformers import AutoTokenizer
 
-from nni_bertnas.augment.parts import LABELLED, open_labelled
+from nni_bertnas.augment.parts import LABELLED, rows_of_copies
 from nni_bertnas.data.rows import UNLABELLED
 from nni_bertnas.data.tokens import tokenize
 from nni_bertnas.deploy.predict import load_predictor
@@ -134,7 +134,8 @@ def test_augmented_pairs_change_on_both_sides(finished: Run) -> None:
     origin = table["row"]
     changed = [(a != train.texts[row], b != train.pairs[row]) for a, b, row in zip(first, second, origin, strict=True)]
     assert np.mean(changed, axis=0).min() > 0.6
-    store, rows = open_labelled(finished.folder("augment"), 2)
+    folder = finished.folder("augment")
+    store, rows = finished.open_store(folder / LABELLED), rows_of_copies(folder, 2)
     assert len(rows) == len(first) and store.edges == []
     result = finished.read("augment")
     labels = np.asarray(train.labels)[origin]
