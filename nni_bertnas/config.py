@@ -242,6 +242,7 @@ class BlockSettings(TrainingSettings):
     optimizer: str = "muon"  # a key of OPTIMIZERS; muon: AdamW for what is no matrix
     batch_size: Positive = 64  # rows
     candidates: Positive = 3  # per block, over all depths
+    no_layer: bool = True  # a cell without any layer is a candidate more, as layers have to earn their latency
     # from random layers, or the cell phase's weights; auto: fresh where the search saw less than half of train
     start: Literal["auto", "fresh", "cell"] = "auto"
 
@@ -270,6 +271,9 @@ class SupernetSettings:
     sparse_embeddings: bool = True  # a step moves the rows of the words in its batch; false: the whole matrix
     weight_decay: Weight = 0.01
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1  # share of all steps
+    last_epochs: Natural = 0  # after these, on train's own rows alone, at half the rates
+    # train a student without layers, too, and take it where it is as good on dev
+    bag: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

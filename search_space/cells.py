@@ -341,7 +341,7 @@ def spell(architecture: Architecture) -> str:
         text = spell_choice(choice)
         plain = label.startswith("layer_") and label.removeprefix("layer_").isdigit()
         parts.append(text if plain else f"{label}={text}")
-    return ", ".join(parts)
+    return ", ".join(parts) or "no layer"
 
 
 class Cell(nn.Module):

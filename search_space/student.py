@@ -74,6 +74,7 @@ class Embeddings(nn.Module):
         top = directions[:, -rank:]
         self.word.weight.copy_(words if rank == size and pieces is None else centred @ top)
         if not hasattr(self, "position"):
+            self.word.weight.div_(self.word.weight.std())  # no norm follows
             return
         if isinstance(self.expand, nn.Linear):  # the best map back to the teacher's own
             vectors = self.word.weight

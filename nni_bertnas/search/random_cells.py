@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from nni_bertnas.student.candidates import Candidate
+from nni_bertnas.student.candidates import Candidate, no_layer
 from nni_bertnas.student.cost import cell_call, count_params, measure_latency_ms
 from search_space.cells import Architecture, Choice, build_body
 from search_space.listing import Space
@@ -175,6 +175,9 @@ def _draw(match: Matching, seed: str) -> list[Candidate]:
     drawn: dict[str, Candidate] = {}
     cells = []
     for block, searched in enumerate(match.searched):
+        if not searched.depth:  # there is but one of no layer
+            cells.append(no_layer())
+            continue
         key = str(searched) if match.shared else str(block)  # what the search had to share is shared here
         if key not in drawn:
             drawn[key] = random_cell(match, block, f"{seed}/{block}")
@@ -190,10 +193,10 @@ def uniform_students(match: Matching, number: int) -> Iterator[list[Candidate]]:
     own = tuple(one.depth for one in match.searched)
     found = []
     for depths in dict.fromkeys([own, *((depth,) * len(own) for depth in match.spaces)]):
-        every = [uniform_architectures(match.spaces[depth]) for depth in depths]
-        for operation in match.spaces[own[0]].operations:
+        every = [uniform_architectures(match.spaces[depth]) if depth else {} for depth in depths]
+        for operation in next(iter(match.spaces.values())).operations:
             cells = zip(depths, every, strict=True)
-            found.append([match.candidate(depth, architectures[operation]) for depth, architectures in cells])
+            found.append([match.candidate(depth, one[operation]) if depth else no_layer() for depth, one in cells])
     searched = [str(one) for one in match.searched]
     others = [cells for cells in found if [str(one) for one in cells] != searched]
     yield from sorted(others, key=lambda cells: abs(match.ratio(cells) - 1))[number:]

@@ -87,6 +87,8 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
 def matching(run: Run, searched: Result) -> Matching:
     """What the cells of baselines must have in common with those of a searched student."""
     settings, width = run.study.baseline, run.study.student.hidden_size
+    if not any(searched["depths"]):
+        raise ConfigError("baseline.students: the searched student has no layers; no other cells match it")
     picked = [
         candidates[index] for candidates, index in zip(load_ranked(run), searched["selection"]["choice"], strict=True)
     ]

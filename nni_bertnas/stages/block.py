@@ -10,7 +10,7 @@ from nni_bertnas.errors import PhaseError
 from nni_bertnas.stages.cells import describe, metrics, read_candidates, starts_fresh
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage
-from nni_bertnas.student.candidates import Candidate, save_candidates, time_together
+from nni_bertnas.student.candidates import Candidate, no_layer, save_candidates, time_together
 from nni_bertnas.tracking import Tracker
 from nni_bertnas.training.trainer import pl
 
@@ -63,13 +63,16 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     # Timed anew, as those of one depth were timed beside other trials than those of the next.
     every = [one.fresh(teacher_size, width) for result in found.values() for one in read_candidates(result)]
     chosen = choose(time_together(every, teacher_size, run.dev.lengths.tolist()), study.block.candidates)
+    plain = [no_layer().fresh(teacher_size, width)] if study.block.no_layer else []
     pl.seed_everything(run.seed(block), verbose=False)
     trainer = run.trainer(block, study.block, tracker, seed=run.seed(block))
     fresh = starts_fresh(run)
     if not fresh:
         folders = {depth: run.folder("cell", {"block": block, "depth": depth}) for depth in found}
         chosen = [one.load(folders[one.depth], teacher_size, width) for one in chosen]
-    trained = trainer.train_on(chosen, width, fresh=fresh)
+        for one in plain:
+            trainer.start_maps([one.trained])
+    trained = trainer.train_on([*chosen, *plain], width, fresh=fresh)
     if not trained:
         raise PhaseError(f"every candidate of block {block} failed; see the log and lower block.learning_rate")
     ranked = sorted(trained, key=lambda one: one.score)

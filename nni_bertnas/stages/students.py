@@ -12,13 +12,12 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from nni_bertnas.artifacts import fingerprint, state_fingerprint
-from nni_bertnas.augment.parts import LABELLED, rows_of_copies
 from nni_bertnas.config import to_dict
 from nni_bertnas.data.batches import make_loader, make_stream
 from nni_bertnas.data.tasks import task_note
 from nni_bertnas.data.tokens import tokenize
 from nni_bertnas.errors import PhaseError
-from nni_bertnas.stages.pairs import kept_rows, wanted
+from nni_bertnas.stages.rows import all_rows, own_rows
 from nni_bertnas.stages.run import Result, Run
 from nni_bertnas.stages.stage import find
 from nni_bertnas.store.reader import FeatureDataset, FeatureStore
@@ -54,7 +53,8 @@ class StudentMaker:
         self.lengths = run.dev.lengths[:_LATENCY_ROWS].tolist() * _LATENCY_REPEATS
 
     @cached_property
-    def _start(self) -> Start:
+    def start_of_students(self) -> Start:
+        """What every student starts from."""
         run, vocab = self.run, self.teacher.config.vocab_size
         general = [] if self._general is None else [FeatureStore(self._general / TEXTS)]
         return Start(
@@ -96,7 +96,7 @@ class StudentMaker:
 
     def new_student(self, candidates: Sequence[Candidate]) -> StudentForSequenceClassification:
         """A student of an architecture, its cells fresh; see :func:`~nni_bertnas.student.build.new_student`."""
-        return new_student(self.run.shape, self._start, candidates)
+        return new_student(self.run.shape, self.start_of_students, self._layered(candidates))
 
     def call(self, model: nn.Module) -> Call:
         """A forward pass of teacher or student on such rows as the task has."""
@@ -144,9 +144,7 @@ class StudentMaker:
         self, candidates: Sequence[Candidate], tracker: Tracker
     ) -> tuple[StudentForSequenceClassification, dict[str, Any]]:
         run, study, settings = self.run, self.run.study, self.run.study.supernet
-        if run.shape.static_path and not any(one.depth for one in candidates):
-            candidates = []  # maps alone; the word pieces' vectors lead past them
-        metric, cells = f"dev_{run.task.metric}", [one.trained for one in candidates]
+        metric, cells = f"dev_{run.task.metric}", [one.trained for one in self._layered(candidates)]
         student = self.new_student(candidates)
         student.load_cells(cells)
         difference = check_chain(student, cells, next(iter(self.dev_loader)))
@@ -154,9 +152,9 @@ class StudentMaker:
         before = time.perf_counter()
         self._distil_texts(student, vector_map, tracker)
         general_seconds = time.perf_counter() - before
-        loader = make_stream(
-            self._sources(len(cells) > 0), settings.batch_size, seed=self.seed, epoch_rows=settings.epoch_rows
-        )
+        hidden = any(weight for name, weight in study.distill.losses.items() if LOSSES[name].needs == "hidden")
+        sources = all_rows(run, hidden=hidden and len(cells) > 0)
+        loader = make_stream(sources, settings.batch_size, seed=self.seed, epoch_rows=settings.epoch_rows)
         module = StudentDistillation(
             student,
             cells,
@@ -174,34 +172,16 @@ class StudentMaker:
             callbacks.append(pl.callbacks.EarlyStopping(metric, mode="max", patience=settings.patience))
         precision = study.student.precision
         fit(module.train(), loader, self.dev_loader, settings.epochs, callbacks, precision=precision)
+        if settings.last_epochs:
+            last = make_loader(own_rows(run), settings.batch_size, shuffle=True, seed=self.seed)
+            module.begin_last(len(last) * settings.last_epochs)
+            fit(module.train(), last, self.dev_loader, settings.last_epochs, callbacks[:2], precision=precision)
         made = {"chain_difference": difference, "epoch_of_best": best.epoch, "general_seconds": general_seconds}
         return student.eval(), made
 
-    def _sources(self, has_cells: bool) -> list[FeatureDataset]:
-        """The rows that the student learns from, those together that have the same targets."""
-        train, distill = self.run.train, self.run.study.distill
-        hidden = has_cells and any(weight for name, weight in distill.losses.items() if LOSSES[name].needs == "hidden")
-        sources = [FeatureDataset(train, train.edges[1:] if hidden else (), tokens=True)]
-        if len(rest := np.setdiff1d(np.arange(len(train)), sources[0].rows)):  # whose hidden states are not stored
-            sources.append(FeatureDataset(train, (), tokens=True, rows=rest))
-        if wanted(self.run):
-            folder = self.run.folder("pairs")
-            if find(self.run, "pairs") is None:
-                raise PhaseError(f"{folder} holds no new pairs; make them with: bertnas pairs STUDY")
-            store = self.run.open_store(folder / LABELLED)
-            sources.append(FeatureDataset(store, (), tokens=True, rows=kept_rows(folder)))
-        if self.run.study.augment.copies:
-            store, rows = self._augmented()
-            sources.append(FeatureDataset(store, (), tokens=True, rows=rows))
-        return sources
-
-    def _augmented(self) -> tuple[FeatureStore, np.ndarray]:
-        copies, folder = self.run.study.augment.copies, self.run.folder("augment")
-        if find(self.run, "augment") is None:
-            raise PhaseError(
-                f"{folder} holds no new rows for augment.copies = {copies}; make them with: bertnas augment STUDY"
-            )
-        return self.run.open_store(folder / LABELLED), rows_of_copies(folder, copies)
+    def _layered(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+        """The candidates; none where none has a layer and the word pieces' vectors lead past them."""
+        return candidates if any(one.depth for one in candidates) or not self.run.shape.static_path else ()
 
     def _compare(self, student: StudentForSequenceClassification) -> dict[str, dict[str, Any]]:
         """Scores and costs of teacher and student, their latencies measured in turns."""

@@ -1,6 +1,7 @@
 """Stage supernet, phase 3: choose one candidate per block, chain them, train the student end to end, save it."""
 
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,14 +13,16 @@ from nni_bertnas.stages.cells import load_ranked, read_rankings
 from nni_bertnas.stages.pairs import wanted
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, load, stage_fingerprint
-from nni_bertnas.stages.students import StudentMaker, describe, metrics
-from nni_bertnas.student.candidates import Candidate
+from nni_bertnas.stages.students import STUDENT, StudentMaker, describe, metrics
+from nni_bertnas.student.build import new_student
+from nni_bertnas.student.candidates import Candidate, no_layer
 from nni_bertnas.student.cost import Call, cell_call, count_params
 from nni_bertnas.student.selection import Combination, combinations
 from nni_bertnas.tracking import Tracker
 
 _log = logging.getLogger(__name__)
 SEARCHED = "searched"
+BAG = "bag"
 
 
 def _fingerprint(run: Run, unit: Unit) -> str:
@@ -37,7 +40,21 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     blocks = load_ranked(run)
     chosen = choose(maker, blocks)
     candidates = [candidates[index] for candidates, index in zip(blocks, chosen.choice, strict=True)]
-    return {"selection": asdict(chosen), **maker.train(candidates, SEARCHED, folder, tracker)}
+    result = maker.train(candidates, SEARCHED, folder / SEARCHED, tracker)
+    kept, metric = SEARCHED, f"dev_{run.task.metric}"
+    if run.study.supernet.bag and run.shape.static_path and any(one.depth for one in candidates):
+        width = run.train.hidden_size, run.study.student.hidden_size
+        bag = StudentMaker(run, unit["seed"]).train(
+            [no_layer().fresh(*width) for _ in blocks], BAG, folder / BAG, tracker
+        )
+        sides = {name: one["student"] for name, one in ((SEARCHED, result), (BAG, bag))}
+        if sides[BAG][metric] >= sides[SEARCHED][metric]:  # layers have to earn their latency
+            kept, result = BAG, bag
+        result = {**result, "student_kind": SEARCHED, "compared": sides}
+    (folder / kept / STUDENT).rename(folder / STUDENT)
+    for name in (SEARCHED, BAG):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    return {"selection": asdict(chosen), "kept": kept, **result}
 
 
 def choose(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]]) -> Combination:
@@ -69,17 +86,20 @@ def choose(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]]) -> Combin
     limits = [budget.max_latency_ms, budget.min_speedup and latency_ms["teacher"] / budget.min_speedup]
     limit_ms = min((limit for limit in limits if limit), default=None)
     correction = 1.0  # measured over estimated, learnt from the combinations that turned out too slow
-    for combination in combinations(costs, base, max_params=budget.max_params, max_latency_ms=limit_ms):
-        if limit_ms is not None and combination.latency_ms * correction > limit_ms:
-            continue
+    for combination in combinations(costs, base, max_params=budget.max_params):
         picked = [candidates[index] for candidates, index in zip(blocks, combination.choice, strict=True)]
+        layered = any(one.depth for one in picked)
+        # Without any layer a student has no cells at all, and is faster than the sum of its parts.
+        if limit_ms is not None and layered and combination.latency_ms * correction > limit_ms:
+            continue
         student = maker.call(maker.new_student(picked))
         measured = maker.latency_ms({"teacher": calls["teacher"], "student": student})
         if (budget.max_latency_ms is None or measured["student"] <= budget.max_latency_ms) and (
             budget.min_speedup is None or measured["teacher"] / measured["student"] >= budget.min_speedup
         ):
             return combination
-        correction = max(correction, measured["student"] / combination.latency_ms)
+        if layered:
+            correction = max(correction, measured["student"] / combination.latency_ms)
         _log.info("%s takes %.2f ms, %.2f estimated", combination.choice, measured["student"], combination.latency_ms)
     everything = combinations(costs, base)
     raise PhaseError(
@@ -92,8 +112,8 @@ def choose(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]]) -> Combin
 def _calls(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]]) -> tuple[dict[str, Call], Candidate]:
     """A forward pass of the teacher, of a student without cells, and of every cell; what the second one has."""
     lengths, width = maker.lengths, maker.run.study.student.hidden_size
-    nothing = Candidate(space="sequential", depth=0, architecture={})
-    empty = maker.new_student([nothing for _ in blocks])
+    nothing = no_layer()
+    empty = new_student(maker.run.shape, maker.start_of_students, [nothing for _ in blocks])
     calls = {"teacher": maker.call(maker.teacher), "base": maker.call(empty)}
     for block, candidates in enumerate(blocks):
         for index, one in enumerate(candidates):

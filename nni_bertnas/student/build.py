@@ -124,6 +124,8 @@ def check_chain(student: StudentForSequenceClassification, cells: Sequence[Cell]
     Raises:
         PhaseError: They differ.
     """
+    if not student.cells:
+        return 0.0
     ids, types, mask = batch.input_ids, batch.token_type_ids, batch.mask
     assert ids is not None and types is not None
     second = types.bool() & mask
@@ -133,8 +135,6 @@ def check_chain(student: StudentForSequenceClassification, cells: Sequence[Cell]
     hidden = student.embeddings(student.embeddings.word(ids), None if separate else types, first=int(separate))
     for cell in cells:
         hidden = cell(hidden, mask, None if separate else second)
-    if not student.cells:
-        return 0.0
     exits = student.eval()(**model_inputs(student, batch), output_hidden_states=True).hidden_states
     chained = cells[-1].out(exits[-1])
     difference = float((chained - hidden)[mask].abs().max() / hidden[mask].std())

@@ -95,6 +95,11 @@ class Candidate:
         return found
 
 
+def no_layer() -> Candidate:
+    """The cell without any: maps alone."""
+    return Candidate(space="sequential", depth=0, architecture={})
+
+
 def time_together(candidates: Sequence[Candidate], teacher_size: int, lengths: Sequence[int]) -> list[Candidate]:
     """The candidates with latencies that can be compared: measured in turns.
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -82,6 +83,11 @@ class StudentDistillation(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Logs the task's metrics over all of dev."""
         self.log_dict({f"dev_{name}": value for name, value in self.scorer.scores().items()})
+
+    def begin_last(self, steps: int) -> None:
+        """Go on with another optimiser for so many steps, at half the rates."""
+        rates = {name: getattr(self.settings, name) / 2 for name in ("learning_rate", "embedding_learning_rate")}
+        self.settings, self.steps = replace(self.settings, **rates), steps
 
     def configure_optimizers(self) -> Any:
         """AdamW with a linear schedule; the embeddings have their own rate, or none."""

@@ -1,0 +1,66 @@
+"""Students without layers: a candidate of every block, and a whole student that layers have to beat."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import all_units, tiny_run
+
+from nni_bertnas.data.models import load_classifier
+from nni_bertnas.errors import ConfigError
+from nni_bertnas.stages.block import STAGE as BLOCK
+from nni_bertnas.stages.run import Run
+from nni_bertnas.stages.stage import ensure
+
+SEED = {"seed": 0}
+
+
+@pytest.fixture(scope="module")
+def bag(built_copy: Path) -> Run:
+    """A study whose budget leaves no room for layers."""
+    run = tiny_run(
+        built_copy,
+        cell={"strategy": "random", "operations": ["convolution_3", "convolution_5"], "epochs": 1},
+        block={"no_layer": True},
+        supernet={"bag": True, "last_epochs": 1, "budget": {"max_params": 7000}},
+    )
+    all_units(run, "cell", "block", "supernet")
+    return run
+
+
+def test_a_cell_without_layers_is_a_candidate_of_every_block(bag: Run) -> None:
+    for unit in BLOCK.units(bag):
+        depths = [one["depth"] for one in bag.read("block", unit)["candidates"]]
+        assert depths.count(0) == 1 and len(depths) == 3
+
+
+def test_a_student_without_layers_learns_and_loads(bag: Run) -> None:
+    result, folder = bag.read("supernet", SEED), bag.folder("supernet", SEED)
+    assert result["depths"] == [0, 0] and result["kept"] == "searched" and "compared" not in result
+    assert result["student"]["dev_accuracy"] > 0.7 and result["speedup"] > 1
+    model, tokenizer = load_classifier(folder / "student")
+    assert model.config.cells == [] and not list(model.cells)
+    rows = bag.data.splits["dev"]
+    with torch.inference_mode():
+        logits = model(**tokenizer(rows.texts, padding=True, return_tensors="pt")).logits
+    own = (logits.argmax(1) == torch.tensor(rows.labels)).double().mean()
+    assert result["student"]["dev_accuracy"] == pytest.approx(float(own))
+    with pytest.raises(ConfigError, match="the searched student has no layers"):
+        ensure(bag, "baselines", {"seed": 0, "student": "random_0"})
+
+
+@pytest.mark.slow
+def test_layers_are_taken_where_they_are_better_than_none(built_copy: Path) -> None:
+    run = tiny_run(
+        built_copy,
+        cell={"strategy": "random", "operations": ["convolution_3", "convolution_5"], "epochs": 1},
+        supernet={"bag": True},
+    )
+    all_units(run, "cell", "block", "supernet")
+    result = run.read("supernet", SEED)
+    scores = {name: one["dev_accuracy"] for name, one in result["compared"].items()}
+    better = "searched" if scores["searched"] > scores["bag"] else "bag"
+    assert result["kept"] == better and result["student"]["dev_accuracy"] == scores[better]
+    assert any(result["depths"]) == (better == "searched") and result["student_kind"] == "searched"
+    folder = run.folder("supernet", SEED)
+    assert {path.name for path in folder.iterdir()} == {"student", "result.json", "study.yml"}
