@@ -105,6 +105,10 @@ class AugmentSettings:
     """TinyBERT's augmentation of the training rows; the teacher labels what comes out."""
 
     copies: Natural = 0  # new rows per row, at most; 0: none
+    consistent: bool = True  # of pairs: a word that stands in both texts is replaced by the same word, or in neither
+    # rows more per row with words dropped, repeated, swapped, replaced or put in, for tasks of single texts that ask
+    # whether a text is well-formed
+    corruptions: Natural = 0
     probability: Rate = 0.4  # of each word to be replaced
     top_k: Positive = 15  # words it may be replaced by
     masked_lm: str | None = None  # path, hub name or package:NAME; null: one is fitted to the task's text

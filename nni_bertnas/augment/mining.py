@@ -5,6 +5,7 @@ of the labelled pairs are kept follows the task: the teacher's answers are to be
 otherwise nearly all are of one kind.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from nni_bertnas.config import PairsSettings
 
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets its own level when it is imported
 _BINS = 10  # of scores
 _LACK = 0.1  # share of the wanted pairs that scarce answers may fall short by
 _BLOCK = 1024  # texts whose similarities are held at once

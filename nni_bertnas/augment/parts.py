@@ -74,11 +74,7 @@ def write_parts(
         if not file.exists():
             replacements = replacements or load()
             start = time.perf_counter()
-            made = list(
-                augment_rows(
-                    train, numbers, replacements, copies=settings.copies, probability=settings.probability, seed=seed
-                )
-            )
+            made = list(augment_rows(train, numbers, replacements, settings, seed))
             columns: dict[str, Any] = {"row": [one[0] for one in made], "copy": [one[1] for one in made]}
             for side in range(1 if train.pairs is None else 2):
                 columns[f"text{side}"] = [one[2][side] for one in made]

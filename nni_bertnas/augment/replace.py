@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from nni_bertnas.augment.words import Neighbours, replaceable, whole_words
+from nni_bertnas.config import AugmentSettings
 from nni_bertnas.data.models import loading
 from nni_bertnas.data.rows import Rows
 from nni_bertnas.errors import ConfigError
@@ -149,18 +150,38 @@ class Replacements:
         return answers
 
 
-def replace_words(text: str, slots: Sequence[Slot], probability: float, generator: np.random.Generator) -> str:
-    """A copy of a text in which every slot's word is replaced with `probability`, all candidates alike."""
+def replace_words(
+    text: str,
+    slots: Sequence[Slot],
+    probability: float,
+    generator: np.random.Generator,
+    chosen: dict[str, str] | None = None,
+) -> str:
+    """A copy of a text in which every slot's word is replaced with `probability`, all candidates alike.
+
+    Args:
+        text: The text.
+        slots: Of the text.
+        probability: Of a word to be replaced.
+        generator: Of all random choices.
+        chosen: What became of words so far, which holds for them here, too; what becomes of others is added.
+    """
     parts, end = [], 0
     for slot in slots:
-        if generator.random() < probability:
-            parts += [text[end : slot.start], slot.words[generator.integers(len(slot.words))]]
+        word = text[slot.start : slot.end]
+        known = None if chosen is None else chosen.get(word.lower())
+        if known is None:
+            known = slot.words[generator.integers(len(slot.words))] if generator.random() < probability else word
+        if chosen is not None:
+            chosen[word.lower()] = known
+        if known.lower() != word.lower():
+            parts += [text[end : slot.start], _like(known, word)]
             end = slot.end
     return "".join([*parts, text[end:]])
 
 
 def augment_rows(
-    rows: Rows, numbers: Sequence[int], replacements: Replacements, *, copies: int, probability: float, seed: int
+    rows: Rows, numbers: Sequence[int], replacements: Replacements, settings: AugmentSettings, seed: int
 ) -> Iterator[tuple[int, int, tuple[str, ...]]]:
     """New rows: number of the row they come from, of the copy, and their one or two texts, both augmented.
 
@@ -170,8 +191,7 @@ def augment_rows(
         rows: Of train.
         numbers: Which of them.
         replacements: What words may be replaced by.
-        copies: Tries per row.
-        probability: Of a word to be replaced.
+        settings: How many copies, and how they are made.
         seed: Of all random choices.
     """
     sides = [rows.texts] if rows.pairs is None else [rows.texts, rows.pairs]
@@ -180,8 +200,13 @@ def augment_rows(
     for number in numbers:
         generator = np.random.default_rng((seed, number))
         own = [side[number] for side in sides]
-        for copy in range(copies):
-            yield number, copy, tuple(replace_words(text, slots[text], probability, generator) for text in own)
+        for copy in range(settings.copies):
+            chosen: dict[str, str] | None = {} if settings.consistent and len(own) > 1 else None
+            yield (
+                number,
+                copy,
+                tuple(replace_words(text, slots[text], settings.probability, generator, chosen) for text in own),
+            )
 
 
 def load_masked_lm(source: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:

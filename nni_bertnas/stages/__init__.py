@@ -28,9 +28,10 @@ STAGES: Mapping[str, Entry] = {
     "cell": Entry("the cell phase through NNI", ("features",)),
     "block": Entry("the block phase through NNI", ("cell",)),
     "pairs": Entry("new pairs for the student out of train's texts (study section pairs)", ("features",)),
+    "corrupt": Entry("corrupted texts of train for the student (study section augment)", ("features",)),
     "masked_lm": Entry("fit a masked language model to the task's text, for the augmentation"),
     "augment": Entry("new training rows for the student (study section augment)", ("teacher", "masked_lm")),
-    "supernet": Entry("the supernet phase through NNI", ("block", "pairs", "augment", "general")),
+    "supernet": Entry("the supernet phase through NNI", ("block", "general", "pairs", "corrupt", "augment")),
     "baselines": Entry("students of random and uniform cells through NNI (study section baseline)", ("supernet",)),
 }
 

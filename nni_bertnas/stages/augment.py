@@ -43,7 +43,7 @@ def _masked_lm(run: Run) -> str:
 def _fingerprint(run: Run, unit: Unit) -> str:
     """Of all that the new rows and their labels depend on, but for how many copies there are."""
     settings = to_dict(run.study.augment)
-    for name in ("copies", "fit_epochs", "masked_lm", "vectors"):
+    for name in ("copies", "corruptions", "fit_epochs", "masked_lm", "vectors"):
         del settings[name]
     vectors = run.study.augment.vectors
     return fingerprint(

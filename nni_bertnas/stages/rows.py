@@ -15,6 +15,7 @@ from nni_bertnas.store.reader import FeatureDataset
 # Stages whose rows the teacher labelled beside train's: which of a folder's are meant.
 _EXTRA: Mapping[str, Callable[[Run, Path], np.ndarray]] = {
     "pairs": lambda run, folder: kept_rows(folder),
+    "corrupt": lambda run, folder: np.arange((run.read("corrupt") or {})["rows"]),
     "augment": lambda run, folder: rows_of_copies(folder, run.study.augment.copies),
 }
 

@@ -10,7 +10,6 @@ from nni_bertnas.artifacts import fingerprint
 from nni_bertnas.config import to_dict
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.stages.cells import load_ranked, read_rankings
-from nni_bertnas.stages.pairs import wanted
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, load, stage_fingerprint
 from nni_bertnas.stages.students import STUDENT, StudentMaker, describe, metrics
@@ -28,11 +27,10 @@ BAG = "bag"
 def _fingerprint(run: Run, unit: Unit) -> str:
     study = run.study
     parts = [to_dict(part) for part in (run.shape, study.supernet, study.distill)]
-    augmented = [stage_fingerprint(run, "augment"), study.augment.copies] if study.augment.copies else []
-    mined = [stage_fingerprint(run, "pairs")] if wanted(run) else []
+    made = [stage_fingerprint(run, name) for name in ("augment", "pairs", "corrupt") if load(name).units(run)]
     general = [stage_fingerprint(run, "general"), to_dict(study.general)] if study.general.rows else []
     blocks = [ranking["fingerprint"] for ranking in read_rankings(run)]
-    return fingerprint(blocks, unit["seed"], parts, augmented, general, mined)
+    return fingerprint(blocks, unit["seed"], parts, made, study.augment.copies, general)
 
 
 def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
@@ -128,7 +126,7 @@ STAGE = Stage(
     make=_make,
     describe=describe,
     parameters={"seed": int},
-    needs=lambda run, unit: [(name, {}) for name in ("general", "pairs") if load(name).units(run)],
+    needs=lambda run, unit: [(name, {}) for name in ("general", "pairs", "corrupt") if load(name).units(run)],
     metrics=metrics,
     optimize="maximize",
     alone=True,

@@ -19,6 +19,7 @@ from transformers import (
 
 from nni_bertnas.augment.replace import Replacements, Slot, augment_rows, load_masked_lm, replace_words
 from nni_bertnas.augment.words import Neighbours, embedding_neighbours, read_vectors, whole_words
+from nni_bertnas.config import AugmentSettings
 from nni_bertnas.data.rows import Rows
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.training.masked_lm import masked_logits
@@ -161,7 +162,8 @@ def test_both_texts_of_a_pair_change_and_copies_depend_on_seed_and_row_alone(rep
     rows = Rows([" ".join(WORDS)] * 4, [0] * 4, [" ".join(reversed(WORDS))] * 4)
 
     def make(copies: int, seed: int, numbers: range = range(4)) -> list:
-        return list(augment_rows(rows, numbers, replacements, copies=copies, probability=0.5, seed=seed))
+        settings = AugmentSettings(copies=copies, probability=0.5, consistent=False)
+        return list(augment_rows(rows, numbers, replacements, settings, seed))
 
     many = make(6, 0)
     assert make(6, 0) == many and make(6, 1) != many
@@ -169,6 +171,16 @@ def test_both_texts_of_a_pair_change_and_copies_depend_on_seed_and_row_alone(rep
     assert make(6, 0, range(2, 4)) == [one for one in many if one[0] >= 2]
     assert len({texts for *_, texts in many}) == len(many)
     assert all(first != rows.texts[0] and second != rows.pairs[0] for *_, (first, second) in many)
+
+
+def test_a_word_of_both_texts_becomes_the_same_in_both(replacements: Replacements) -> None:
+    rows = Rows([" ".join(WORDS)] * 4, [0] * 4, [" ".join(reversed(WORDS)).upper()] * 4)
+    settings = AugmentSettings(copies=6, probability=0.5)
+    made = [texts for *_, texts in augment_rows(rows, range(4), replacements, settings, 0)]
+    assert len({first for first, _ in made}) > 6
+    for first, second in made:
+        assert first.split() == [word.lower() for word in reversed(second.split())]
+        assert first != rows.texts[0]
 
 
 @pytest.mark.parametrize(

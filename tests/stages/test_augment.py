@@ -17,6 +17,7 @@ from nni_bertnas.config import to_yaml
 from nni_bertnas.data.batches import make_stream, model_inputs
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.stages.augment import disagreement
+from nni_bertnas.stages.rows import all_rows, own_rows
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure, find, load
 from nni_bertnas.store.reader import FeatureDataset, FeatureStore
@@ -169,3 +170,18 @@ def test_the_command_fits_augments_and_says_what_came_of_it(tmp_path: Path, caps
     path.write_text(to_yaml(tiny_run(tmp_path, augment={"copies": 2, "masked_lm": "some/model"}).study))
     assert main(["masked_lm", str(path)]) == 2
     assert "leave augment.masked_lm out" in capsys.readouterr().err
+
+
+def test_corrupted_texts_are_labelled_and_learnt_from(built_copy: Path) -> None:
+    run = tiny_run(built_copy, augment={"corruptions": 2})
+    result = ensure(run, "corrupt")
+    table = parquet.read_table(run.folder("corrupt") / "rows.parquet").to_pydict()
+    train = run.data.splits["train"]
+    assert 240 < len(table["sentence"]) == result["rows"] and not set(table["sentence"]) & set(train.texts)
+    store = run.open_store(run.folder("corrupt") / LABELLED)
+    answers, own = store.logits.argmax(1), run.train.logits.argmax(1)[table["row"]]
+    assert result["changed"] == pytest.approx(float((answers != own).mean()))
+    assert result["answers"] == np.bincount(answers, minlength=2).tolist()
+    assert [len(part) for part in all_rows(run, hidden=False)] == [len(run.train), result["rows"]]
+    assert len(own_rows(run)) == len(train)
+    assert "corrupted texts" in load("corrupt").describe(run, result)

@@ -215,16 +215,17 @@ def test_discarding_takes_what_builds_on_it(tmp_path: Path) -> None:
     run.discard_from("block")
     assert {path.name for path in run.root.iterdir()} == set(STAGES) - {"block", "supernet", "baselines"}
     run.discard_from("masked_lm")
-    assert {path.name for path in run.root.iterdir()} == {"teacher", "features", "cell", "general", "pairs"}
+    assert {path.name for path in run.root.iterdir()} == {"teacher", "features", "cell", "general", "pairs", "corrupt"}
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_every_stage_keeps_the_contract(name: str, tmp_path: Path) -> None:
     found = load(name)
+    pairs = {"task": {"name": "stsb", "source": "glue", "data_dir": "nowhere"}} if name == "pairs" else {}
     run = tiny_run(
         tmp_path,
-        task={"name": "stsb", "source": "glue", "data_dir": "nowhere"},
-        augment={"copies": 1},
+        **pairs,
+        augment={"copies": 1, "corruptions": 1},
         baseline={"students": {"random": 1}},
         general={"rows": 8},
         pairs={"random": 1},
@@ -256,6 +257,10 @@ def test_trials_take_the_parameters_of_their_stage() -> None:
         ({"augment": {"copies": 1, "vectors": "nothere.txt"}}, "augment.vectors: nothere.txt does not exist"),
         ({"cell": {"space": "nosuch", "operations": ["convolution_3", "zero"]}}, "cell.space.*unknown space 'nosuch'"),
         ({"pairs": {"random": 1}}, "pairs: sst2 is a task of single texts"),
+        (
+            {"task": {"name": "stsb", "source": "glue", "data_dir": "nowhere"}, "augment": {"corruptions": 1}},
+            "augment.corruptions: is for tasks of single texts",
+        ),
         ({"baseline": {"students": {"random": 1}}, "cell": {"space": "no.such"}}, "cell.space.*no.such"),
     ],
 )
