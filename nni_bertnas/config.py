@@ -92,7 +92,7 @@ class TransferSettings:
 class GeneralSettings:
     """Pre-distillation on text of no task in particular, once per pretrained model, for all studies of `runs_dir`."""
 
-    rows: Natural = 20_000  # texts; 0: none
+    rows: Natural | None = None  # texts; 0: none; null: 20,000 for pairs, none for single texts
     # .txt, a text a line; none: sentences of the demo package's reviews, or, where it is not installed, train's texts
     files: list[str] = dataclasses.field(default_factory=list)
     epochs: Positive = 3

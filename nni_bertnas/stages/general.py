@@ -27,7 +27,7 @@ def _fingerprint(run: Run, unit: Unit) -> str:
     study, settings = run.study, run.study.general
     weights = weights_fingerprint(resolve_model(study.teacher.model))
     texts = general_fingerprint(settings.files) or [data_fingerprint(study.task)]
-    return fingerprint(weights, texts, settings.rows, study.task.max_length)
+    return fingerprint(weights, texts, run.general_rows, study.task.max_length)
 
 
 def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
@@ -46,7 +46,7 @@ def _write(run: Run, folder: Path) -> Result:
     start, study = time.perf_counter(), run.study
     encoder, tokenizer = load_encoder(study.teacher.model), load_tokenizer(study.teacher.model)
     encoder.to(best_device())
-    texts = general_texts(study.general.files, study.general.rows, lambda: run.data.splits["train"].texts)
+    texts = general_texts(study.general.files, run.general_rows, lambda: run.data.splits["train"].texts)
     rows = tokenize(tokenizer, Rows(texts, [UNLABELLED] * len(texts)), study.task.max_length)
     SplitWriter(folder / TEXTS, None, rows, (), encoder=encoder).write()
     np.save(folder / PIECES, piece_vectors(encoder, tokenizer))
@@ -55,7 +55,7 @@ def _write(run: Run, folder: Path) -> Result:
 
 STAGE = Stage(
     name="general",
-    units=lambda run: [{}] if run.study.general.rows else [],
+    units=lambda run: [{}] if run.general_rows else [],
     fingerprint=_fingerprint,
     make=_make,
     describe=lambda run, result: f"{result['rows']} texts in {result['seconds']:.0f} s, in {result['folder']}",

@@ -107,6 +107,12 @@ class Run:
         return ("both" if self.separate and self.task.regression else "cross") if kind == "auto" else kind
 
     @property
+    def general_rows(self) -> int:
+        """How many texts of no task in particular the student learns first, null resolved as it was measured best."""
+        rows = self.study.general.rows
+        return (20_000 if self.task.pairs else 0) if rows is None else rows
+
+    @property
     def num_blocks(self) -> int:
         """Into how many the teacher is cut."""
         return self.study.teacher.blocks

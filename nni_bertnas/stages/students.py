@@ -69,7 +69,7 @@ class StudentMaker:
     @cached_property
     def _general(self) -> Path | None:
         """The folder of what the pretrained model makes of general text; None where the study asks for none."""
-        if not self.run.study.general.rows:
+        if not self.run.general_rows:
             return None
         if (result := find(self.run, "general")) is None:
             raise PhaseError("there is no general text yet; make it with: bertnas general STUDY")

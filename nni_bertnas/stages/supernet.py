@@ -28,7 +28,7 @@ def _fingerprint(run: Run, unit: Unit) -> str:
     study = run.study
     parts = [to_dict(part) for part in (run.shape, study.supernet, study.distill)]
     made = [stage_fingerprint(run, name) for name in ("augment", "pairs", "corrupt") if load(name).units(run)]
-    general = [stage_fingerprint(run, "general"), to_dict(study.general)] if study.general.rows else []
+    general = [stage_fingerprint(run, "general"), to_dict(study.general)] if run.general_rows else []
     blocks = [ranking["fingerprint"] for ranking in read_rankings(run)]
     return fingerprint(blocks, unit["seed"], parts, made, study.augment.copies, general)
 
