@@ -1,8 +1,9 @@
 """Heads: what turns the word pieces' vectors at the end of a student into what it classifies. One row of HEADS each.
 
-A head is given one side, a whole text or joined pair, or the two sides of a pair. A side is `(x, mask, bias)`: vectors
-`(batch, seq, width)`, mask `(batch, seq)`, true where a position counts, and what is added to the scores by which
-positions are weighed, `(batch, seq)`, or None. Needs torch alone, so that a saved student loads anywhere.
+A head is given one side, a whole text or joined pair, or the two sides of a pair, equally long. A side is `(x, mask,
+bias)`: vectors `(batch, seq, width)`, mask `(batch, seq)`, true where a position counts, and what is added to the
+scores by which positions are weighed, `(batch, seq)`, or None. Needs torch alone, so that a saved student loads
+anywhere.
 """
 
 from collections.abc import Sequence
@@ -74,10 +75,12 @@ class Compare(Head):
 
     def forward(self, sides: Sequence[Side]) -> tuple[Tensor, Tensor]:
         """See :class:`Head`."""
-        one, other = (weighted_mean(side[0], self.shares(side)) for side in sides)
+        both = stack(sides)
+        vectors = weighted_mean(both[0], self.shares(both))
+        one, other = vectors.chunk(2)
         cosine = F.cosine_similarity(one, other, dim=-1).unsqueeze(-1)
         features = [(one - other).abs(), one * other, cosine, *(() if self.symmetric else (one, other))]
-        return F.gelu(self.dense(torch.cat(features, dim=-1))), torch.cat([one, other])
+        return F.gelu(self.dense(torch.cat(features, dim=-1))), vectors
 
 
 class Align(Head):
@@ -96,27 +99,28 @@ class Align(Head):
 
     def forward(self, sides: Sequence[Side]) -> tuple[Tensor, Tensor]:
         """See :class:`Head`."""
-        shares = [self.shares(side) for side in sides]
-        (one, mask, _), (other, other_mask, _) = sides
-        similar = F.normalize(one, dim=-1) @ F.normalize(other, dim=-1).transpose(1, 2)  # (batch, seq, seq)
-        first = self._against(one, mask, shares[0], other, other_mask, similar)
-        second = self._against(other, other_mask, shares[1], one, mask, similar.transpose(1, 2))
-        both = [first + second, (first - second).abs()] if self.symmetric else [first, second]
-        vectors = [weighted_mean(side[0], share) for side, share in zip(sides, shares, strict=True)]
-        return F.gelu(self.dense(torch.cat(both, dim=-1))), torch.cat(vectors)
-
-    def _against(
-        self, x: Tensor, mask: Tensor, share: Tensor, other: Tensor, other_mask: Tensor, similar: Tensor
-    ) -> Tensor:
-        """One text compared with the other: `(batch, 2 * part + 4)`."""
-        aligned = masked_softmax(self.sharpness * similar, other_mask.unsqueeze(1)) @ other
+        side, other = stack(sides), stack(sides[::-1])
+        share = self.shares(side)
+        (x, mask, _), (opposite, opposite_mask, _) = side, other
+        similar = F.normalize(x, dim=-1) @ F.normalize(opposite, dim=-1).transpose(1, 2)  # (2 * batch, seq, seq)
+        there = opposite_mask.unsqueeze(1)
+        aligned = masked_softmax(self.sharpness * similar, there) @ opposite
         compared = F.gelu(self.compare(torch.cat([(x - aligned).abs(), x * aligned], dim=-1)))
-        missing = 1 - similar.masked_fill(~other_mask.unsqueeze(1), -1.0).amax(-1)  # 0 where the same piece is there
+        missing = 1 - similar.masked_fill(~there, -1.0).amax(-1)  # 0 where the same piece is there
         weighted = (share * missing).sum(-1)
-        missing = missing * mask
-        count = mask.sum(-1).clamp(min=1)
+        missing, count = missing * mask, mask.sum(-1).clamp(min=1)
         numbers = torch.stack([weighted, missing.amax(-1), missing.sum(-1) / count, count.log() / 4], dim=-1)
-        return torch.cat([weighted_mean(compared, share), maximum((compared, mask, None)), numbers], dim=-1)
+        found = torch.cat([weighted_mean(compared, share), maximum((compared, mask, None)), numbers], dim=-1)
+        first, second = found.chunk(2)
+        both = [first + second, (first - second).abs()] if self.symmetric else [first, second]
+        return F.gelu(self.dense(torch.cat(both, dim=-1))), weighted_mean(x, share)
+
+
+def stack(sides: Sequence[Side]) -> Side:
+    """Two sides of equal length as one of twice the rows, so that what is done to both is done at once."""
+    (x, mask, bias), (other, other_mask, other_bias) = sides
+    biases = None if bias is None or other_bias is None else torch.cat([bias, other_bias])
+    return torch.cat([x, other]), torch.cat([mask, other_mask]), biases
 
 
 def split_pairs(mask: Tensor, second: Tensor, *values: Tensor) -> tuple[Tensor, ...]:

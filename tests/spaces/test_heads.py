@@ -30,7 +30,9 @@ def make_student(head: str, encoding: str, cells: list, **more: object) -> Stude
 
 
 def side(length: int, width: int = 6) -> Side:
-    return torch.randn(2, length, width), torch.ones(2, length, dtype=torch.bool), torch.randn(2, length)
+    """Of so many positions, padded to 8."""
+    x, bias = torch.randn(2, 8, width), torch.randn(2, 8)
+    return x, (torch.arange(8) < length).expand(2, -1), bias
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -62,12 +64,12 @@ def naive_align(head: torch.nn.Module, sides: list[Side]) -> Tensor:
     for row in range(2):
         halves = []
         for own, other in ((0, 1), (1, 0)):
-            x, _, bias = sides[own]
-            y = sides[other][0][row]
-            weights = [math.exp(float(head.weigh(one) + b)) for one, b in zip(x[row], bias[row], strict=True)]
+            x, y = (sides[number][0][row][sides[number][1][row]] for number in (own, other))
+            bias = sides[own][2][row][sides[own][1][row]]
+            weights = [math.exp(float(head.weigh(one) + b)) for one, b in zip(x, bias, strict=True)]
             share = [weight / sum(weights) for weight in weights]
             compared, missing = [], []
-            for one in x[row]:
+            for one in x:
                 cosines = [float(torch.cosine_similarity(one, piece, dim=0)) for piece in y]
                 powers = [math.exp(float(head.sharpness) * value) for value in cosines]
                 aligned = sum(power / sum(powers) * piece for power, piece in zip(powers, y, strict=True))
@@ -94,9 +96,9 @@ def test_comparison_against_its_formula() -> None:
     torch.manual_seed(0)
     head, sides = HEADS["compare"](6, False), [side(4), side(5)]
     means = []
-    for x, _, bias in sides:
+    for x, mask, bias in sides:
         assert bias is not None
-        share = (head.weigh(x)[..., 0] + bias).softmax(1)
+        share = (head.weigh(x)[..., 0] + bias).masked_fill(~mask, -1e9).softmax(1)
         means.append(torch.einsum("bs,bsh->bh", share, x))
     u, v = means
     cosine = (u * v).sum(1) / u.norm(dim=1) / v.norm(dim=1)
