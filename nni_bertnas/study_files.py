@@ -17,13 +17,15 @@ from pydantic import TypeAdapter, ValidationError
 from nni_bertnas.config import CellSettings, Study, TaskSettings, to_dict
 from nni_bertnas.data.metrics import METRICS
 from nni_bertnas.data.sources import SOURCES
-from nni_bertnas.data.tasks import TASKS, task_spec
+from nni_bertnas.data.tasks import TASKS, TaskSpec, task_spec
 from nni_bertnas.errors import ConfigError, lookup
 from nni_bertnas.search.random_cells import BASELINES
 from nni_bertnas.search.strategies import STRATEGIES, find_strategy
 from nni_bertnas.store.layout import DTYPES
+from nni_bertnas.student.build import resolve_shape
 from nni_bertnas.training.losses import LOSSES
 from nni_bertnas.training.optimizers import OPTIMIZERS
+from search_space.heads import HEADS
 
 _ADAPTER = TypeAdapter(Study)
 # Which table's row a setting names; of mappings, every key.
@@ -32,6 +34,7 @@ _TABLES: Mapping[str, Mapping[str, Any]] = {
     "task.source": SOURCES,
     "task.custom.metric": METRICS,
     "features.dtype": DTYPES,
+    "student.head": {"auto": None, **HEADS},
     "cell.strategy": STRATEGIES,
     "cell.optimizer": OPTIMIZERS,
     "cell.losses": LOSSES,
@@ -177,7 +180,23 @@ def _misfits(study: Study) -> list[str]:
             problems.append(f"{part}.losses: {', '.join(wrong)} needs more than the hidden states that a cell has")
     if spec.regression and (wrong := [name for name in study.distill.losses if LOSSES[name].of_classes]):
         problems.append(f"distill.losses: {', '.join(wrong)} is not for regression, whose one score has no softmax")
-    return problems + find_strategy(study.cell)[1].misfits(study.cell)
+    return problems + _pair_misfits(study, spec) + find_strategy(study.cell)[1].misfits(study.cell)
+
+
+def _pair_misfits(study: Study, spec: TaskSpec) -> list[str]:
+    """What is for pairs in a task of single texts, and ways to read pairs that do not go together."""
+    shape, problems = resolve_shape(study.student, spec), []
+    compares, separate = HEADS[shape.head].sides == 2, shape.encoding == "separate"
+    if compares and not spec.pairs:
+        problems.append(f"student.head: {shape.head} is for pairs; set auto, or pool")
+    if separate and not (spec.pairs and compares):
+        problems.append("student.encoding: separate is for pairs, with a head that compares them; set auto, or joint")
+    if study.teacher.kind in ("siamese", "both") and not separate:
+        problems.append(
+            f"teacher.kind: {study.teacher.kind} is for pairs that are read separately; set auto, or "
+            "student.encoding: separate"
+        )
+    return problems
 
 
 def _source_misfits(task: TaskSettings) -> list[str]:

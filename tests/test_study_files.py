@@ -16,6 +16,8 @@ from nni_bertnas.training.optimizers import OPTIMIZERS
 
 CONFIGS = Path(__file__).parents[1] / "experiment_configs"
 
+PAIRS = {"name": "stsb", "source": "hub"}
+
 
 def test_every_problem_is_reported_at_once_with_its_path() -> None:
     with pytest.raises(ConfigError) as caught:
@@ -78,6 +80,14 @@ def strategy(name: str, epochs: int = 2, **options: object) -> dict:
             {"transfer": {"reviews": -1}},
             r"transfer.reviews: must be greater than or equal to 0",
         ),
+        ({"student": {"head": "align"}}, r"student\.head: align is for pairs"),
+        ({"student": {"encoding": "separate"}}, r"student\.encoding: separate is for pairs"),
+        (
+            {"task": PAIRS, "student": {"head": "pool", "encoding": "separate"}},
+            r"student\.encoding: separate is for pairs",
+        ),
+        ({"task": PAIRS, "teacher": {"kind": "both"}, "student": {"encoding": "joint"}}, r"teacher\.kind: both is for"),
+        ({"teacher": {"kind": "siamese"}}, r"teacher\.kind: siamese is for pairs"),
         ({"cell": {"losses": {"label": 1.0}}}, r"cell\.losses: label needs more than the hidden states"),
         ({"block": {"losses": {}}}, r"block\.losses"),
         ({"cell": {"depths": [1, 1]}}, "depths must differ"),

@@ -96,14 +96,8 @@ class Run:
 
     @property
     def teacher_kind(self) -> str:
-        """Whose answers the student learns, `auto` resolved.
-
-        Raises:
-            ConfigError: They are of texts read separately, and the student reads pairs jointly.
-        """
+        """Whose answers the student learns, `auto` resolved."""
         kind = self.study.teacher.kind
-        if kind in ("siamese", "both") and not self.separate:
-            raise ConfigError(f"teacher.kind: {kind} is for pairs that are read separately; set student.encoding")
         return ("both" if self.separate and self.task.regression else "cross") if kind == "auto" else kind
 
     @property
