@@ -39,6 +39,8 @@ def show(run: Run, console: Console) -> None:
     console.print(comparison(run, result))
     for number, architecture in enumerate(result["architecture"]):
         console.print(f"block {number}: {spell(architecture)}", highlight=False)
+    if text := layers_or_none(run, result):
+        console.print(text, highlight=False)
     for text in collapsed_searches(run):
         console.print(text, style="yellow", highlight=False)
     show_baselines(run, console)
@@ -47,6 +49,19 @@ def show(run: Run, console: Console) -> None:
         parts = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in times.items())
         console.print(f"wall time: {parts}; together {sum(times.values()) / 60:.1f} min", highlight=False)
     console.print(f"student: {folder / 'student'}\neverything else: {run.root}", highlight=False, soft_wrap=True)
+
+
+def layers_or_none(run: Run, result: Result) -> str:
+    """In words, whether layers earned their latency; empty where nothing was compared."""
+    if "compared" not in result:
+        return ""
+    metric = run.task.metric
+    said = (
+        f"{name} {one[f'dev_{metric}'] * 100:.2f} % in {one['latency_ms']:.2f} ms"
+        for name, one in (("with layers", result["compared"]["searched"]), ("without", result["compared"]["bag"]))
+    )
+    kept = "without layers, as it is as good" if result["kept"] == "bag" else "with layers"
+    return f"dev {metric} of the student {', '.join(said)}: the one {kept} was kept"
 
 
 def collapsed_searches(run: Run) -> list[str]:

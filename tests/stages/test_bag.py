@@ -8,6 +8,7 @@ from tiny import all_units, tiny_run
 
 from nni_bertnas.data.models import load_classifier
 from nni_bertnas.errors import ConfigError
+from nni_bertnas.report.results import layers_or_none
 from nni_bertnas.stages.block import STAGE as BLOCK
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure
@@ -62,5 +63,7 @@ def test_layers_are_taken_where_they_are_better_than_none(built_copy: Path) -> N
     better = "searched" if scores["searched"] > scores["bag"] else "bag"
     assert result["kept"] == better and result["student"]["dev_accuracy"] == scores[better]
     assert any(result["depths"]) == (better == "searched") and result["student_kind"] == "searched"
+    text = layers_or_none(run, result)
+    assert text.endswith("was kept") and ("as good" in text) == (better == "bag") and "with layers" in text
     folder = run.folder("supernet", SEED)
     assert {path.name for path in folder.iterdir()} == {"student", "result.json", "study.yml"}
