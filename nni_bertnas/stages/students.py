@@ -1,5 +1,6 @@
 """What the searched student and its baselines have in common: trained end to end, measured, saved."""
 
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nni_bertnas.artifacts import fingerprint, state_fingerprint
@@ -32,6 +33,9 @@ from nni_bertnas.training.texts import PIECES, TEXTS, distil_texts
 from nni_bertnas.training.trainer import EpochReport, KeepBest, fit, pl
 from search_space.student import StudentForSequenceClassification
 
+_log = logging.getLogger(__name__)
+# Of a student, what learning texts leaves alone, but for the scores by which word pieces are weighed.
+_UNTOUCHED, _WEIGH = ("student.classifier", "student.pool"), "student.pool.weigh"
 STUDENT = "student"  # folder of the saved model inside the result
 _LATENCY_ROWS = 60  # real rows whose lengths a latency is measured at,
 _LATENCY_REPEATS = 3  # each so often
@@ -56,13 +60,13 @@ class StudentMaker:
     def start_of_students(self) -> Start:
         """What every student starts from."""
         run, vocab = self.run, self.teacher.config.vocab_size
-        general = [] if self._general is None else [FeatureStore(self._general / TEXTS)]
+        text = run.train if self._general is None else FeatureStore(self._general / TEXTS)
         return Start(
             teacher=self.teacher,
             spec=run.task,
             note=task_note(run.study.task),
             sep_token_id=self.tokenizer.sep_token_id,
-            counts=np.bincount(np.concatenate([store.tokens for store in (run.train, *general)]), minlength=vocab),
+            counts=np.bincount(text.tokens, minlength=vocab),
             pieces=None if self._general is None else np.load(self._general / PIECES),
         )
 
@@ -75,23 +79,24 @@ class StudentMaker:
             raise PhaseError("there is no general text yet; make it with: bertnas general STUDY")
         return Path(result["folder"])
 
-    def _distil_texts(self, student: StudentForSequenceClassification, vector_map: nn.Module, tracker: Tracker) -> None:
+    def _distil_texts(self, student: StudentForSequenceClassification, vector_map: nn.Module) -> None:
         """Pre-distil a student on general text; what starts alike is trained once, for all studies that share it."""
         if self._general is None:
             return
         settings, both = self.run.study.general, nn.ModuleDict({"student": student, "vector_map": vector_map})
-        start = fingerprint(to_dict(settings), self.seed, state_fingerprint(both.state_dict()))
+        state = both.state_dict()
+        touched = {name: state[name] for name in state if not name.startswith(_UNTOUCHED) or name.startswith(_WEIGH)}
+        start = fingerprint(to_dict(settings), self.seed, state_fingerprint(touched))
         file = self._general / f"student-{start}.safetensors"
         if file.is_file():
-            load_model(both, file)
+            both.load_state_dict(load_file(file), strict=False)
             return
         store = FeatureStore(self._general / TEXTS)
         distil_texts(
-            student, vector_map, store, settings, seed=self.seed,
-            report=lambda metrics: tracker.epoch(metrics, "train_loss"),
-        )  # fmt: skip
+            student, vector_map, store, settings, seed=self.seed, report=lambda metrics: _log.info("%s", metrics)
+        )
         fresh = file.with_name(f".{file.name}.{os.getpid()}")
-        save_model(both, str(fresh))
+        save_file({name: both.state_dict()[name].contiguous() for name in touched}, fresh)
         fresh.replace(file)
 
     def new_student(self, candidates: Sequence[Candidate]) -> StudentForSequenceClassification:
@@ -148,9 +153,10 @@ class StudentMaker:
         student = self.new_student(candidates)
         student.load_cells(cells)
         difference = check_chain(student, cells, next(iter(self.dev_loader)))
+        pl.seed_everything(self.seed, verbose=False)  # whatever the head, so that what starts alike is alike
         vector_map = nn.Linear(student.classifier.in_features, run.train.hidden_size)
         before = time.perf_counter()
-        self._distil_texts(student, vector_map, tracker)
+        self._distil_texts(student, vector_map)
         general_seconds = time.perf_counter() - before
         hidden = any(weight for name, weight in study.distill.losses.items() if LOSSES[name].needs == "hidden")
         sources = all_rows(run, hidden=hidden and len(cells) > 0)

@@ -43,7 +43,7 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     if run.study.supernet.bag and run.shape.static_path and any(one.depth for one in candidates):
         width = run.train.hidden_size, run.study.student.hidden_size
         bag = StudentMaker(run, unit["seed"]).train(
-            [no_layer().fresh(*width) for _ in blocks], BAG, folder / BAG, tracker
+            [no_layer().fresh(*width) for _ in blocks], BAG, folder / BAG, Tracker()
         )
         sides = {name: one["student"] for name, one in ((SEARCHED, result), (BAG, bag))}
         if sides[BAG][metric] >= sides[SEARCHED][metric]:  # layers have to earn their latency
