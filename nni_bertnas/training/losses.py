@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from nni_bertnas.data.batches import Batch
 from nni_bertnas.data.rows import UNLABELLED
 
+_PART = 32  # units of a part whose relations are compared
+
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
@@ -94,6 +96,28 @@ def hidden_mse(output: Output, batch: Batch, scale: Scale) -> Tensor:
     return torch.stack(losses).mean()
 
 
+def hidden_relation(output: Output, batch: Batch, scale: Scale) -> Tensor:
+    """Mean over block exits of how differently the hidden states of a text relate to one another.
+
+    Kullback-Leibler divergence between the softmaxes of scaled dot products, in parts of 32 units, as of the value
+    relation of MiniLM (Wang et al., arXiv 2002.10957, equations 6 to 8), with hidden states for values, as not every
+    student has values. Mean over word pieces and parts.
+    """
+    mask = batch.mask if batch.hidden_mask is None else batch.hidden_mask
+    losses = []
+    for student, target in zip(output.hidden, batch.hidden, strict=True):
+        own, wanted = (_relations(x, mask) for x in (student, target))  # (batch, parts, seq, seq), logarithms
+        divergence = (wanted.exp() * (wanted - own)).masked_fill(~mask[:, None, None], 0.0).sum(-1)
+        losses.append(divergence.mean(1)[mask].mean())
+    return torch.stack(losses).mean()
+
+
+def _relations(x: Tensor, mask: Tensor) -> Tensor:
+    parts = x.unflatten(-1, (max(1, x.shape[-1] // _PART), -1)).transpose(1, 2)
+    products = parts @ parts.transpose(2, 3) / parts.shape[-1] ** 0.5
+    return products.masked_fill(~mask[:, None, None], torch.finfo(x.dtype).min).log_softmax(-1)
+
+
 def logit_mse(output: Output, batch: Batch, scale: Scale) -> Tensor:
     """Mean squared error of logits over the temperature; mean over all entries of rows that the teacher answers."""
     made, targets = _answered(output, batch)
@@ -154,6 +178,7 @@ LOSSES: Mapping[str, Loss] = {
     "soft_cross_entropy": Loss(compute=soft_cross_entropy, needs="logits", of_classes=True),
     "label": Loss(compute=_label, needs="labels"),
     "hidden_mse": Loss(compute=hidden_mse, needs="hidden"),
+    "hidden_relation": Loss(compute=hidden_relation, needs="hidden"),
     "sentence_vector": Loss(compute=sentence_vector, needs="vectors"),
 }
 

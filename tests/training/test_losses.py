@@ -8,6 +8,7 @@ from nni_bertnas.training.losses import (
     Output,
     Scale,
     hidden_mse,
+    hidden_relation,
     logit_mse,
     masked_absolute_sum,
     masked_mse,
@@ -43,6 +44,21 @@ def test_logit_losses_against_naive_loop() -> None:
     expected = 4 * -(soft * log_probabilities).sum(1).mean()
     assert soft_cross_entropy(*made).item() == pytest.approx(expected, rel=1e-5)
     assert logit_mse(*made).item() == pytest.approx(float(((student - teacher) ** 2).mean()) / 4, rel=1e-5)
+
+
+def test_relations_against_naive_loop() -> None:
+    made, target = torch.randn(2, 2, 4, 64).unbind(0)
+    found, count = 0.0, 0
+    for row in range(2):
+        length = int(MASK[row].sum())
+        for part in (slice(0, 32), slice(32, 64)):
+            products = [x[row, :length, part] @ x[row, :length, part].T / 32**0.5 for x in (target, made)]
+            wanted, own = (value.softmax(1) for value in products)
+            found += float((wanted * (wanted / own).log()).sum())
+            count += length
+    loss = hidden_relation(Output(hidden=[made]), Batch(mask=MASK, hidden=[target]), Scale())
+    assert loss.item() == pytest.approx(found / count, rel=1e-4)
+    assert hidden_relation(Output(hidden=[target]), Batch(mask=MASK, hidden=[target]), Scale()).abs() < 1e-6
 
 
 def test_sentence_vectors_against_naive_loop() -> None:
