@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 DEMO := experiment_configs/studies/demo.yml
 export HF_HUB_OFFLINE ?= 1
 export NO_MKDOCS_2_WARNING ?= 1
+export GOMP_SPINCOUNT ?= 1000
 
 .PHONY: run test lint docs site configs setup clean
 

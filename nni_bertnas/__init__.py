@@ -11,6 +11,11 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+# Threads that wait for each other shall not take the cores from who else works (measured: benchmarks/threads.py).
+# OpenMP reads it when torch is loaded; what the user says holds.
+if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
+    os.environ["GOMP_SPINCOUNT"] = "1000"
+
 _PUBLIC = {
     "CellSpace": "search_space.spaces",
     "DistillationEvaluator": "nni_bertnas.search.evaluator",

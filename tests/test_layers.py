@@ -1,6 +1,9 @@
 """The import rule: what may name what. Every import counts, those inside functions too."""
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,3 +121,15 @@ def test_what_trials_are_forked_from_has_not_loaded_nni() -> None:
             assert not any(module.split(".")[0] == "nni" for module in targets(name)), name
             waiting += targets(name) & set(IMPORTS)
     assert len(seen) > 20
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"), [({}, "1000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "")]
+)
+def test_threads_do_not_wait_at_others_expense(own: dict[str, str], expected: str) -> None:
+    clean = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    script = (
+        "import os, nni_bertnas, sys; assert 'torch' not in sys.modules; print(os.environ.get('GOMP_SPINCOUNT', ''))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=clean | own, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
