@@ -83,26 +83,29 @@ def count_flops(call: Call, length: int) -> int:
 
 @torch.inference_mode()
 def measure_latency_ms(
-    calls: Mapping[str, Call], lengths: Sequence[int], *, threads: int = 1, warmup: int = 5
+    calls: Mapping[str, Call], lengths: Sequence[int], *, threads: int = 1, run: int = 10
 ) -> dict[str, float]:
     """Median milliseconds of one pass at batch 1.
 
-    The calls take turns at every length, so that a machine whose speed drifts treats them alike.
+    The calls take turns, so that a machine whose speed drifts treats them alike, of several passes in a row, of which
+    the first is not counted: a model in use finds its weights in the processor's cache, and not another's.
 
     Args:
         calls: By name; their models in eval mode.
         lengths: Real sequence lengths, each measured once per call.
         threads: Of every pass.
-        warmup: Rounds before the clock counts.
+        run: Passes in a row.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn, length in enumerate([*lengths[:warmup], *lengths]):
+    for first in range(0, len(lengths), run):
+        row = lengths[first : first + run]
         for name, call in calls.items():
-            start = time.perf_counter()
-            call(length)
-            if turn >= min(warmup, len(lengths)):
+            call(row[0])
+            for length in row:
+                start = time.perf_counter()
+                call(length)
                 times[name].append((time.perf_counter() - start) * 1000)
     torch.set_num_threads(before)
     return {name: statistics.median(values) for name, values in times.items()}
