@@ -82,7 +82,7 @@ class TransferSettings:
     """Text without labels that the student learns from beside train; the teacher labels it."""
 
     # .txt (a text a line), or .csv, .tsv, .jsonl, .parquet with the task's columns of texts; of pairs a single text has
-    # no answer, and teaches what the teacher makes of it
+    # no answer, and teaches its hidden states and vector alone
     files: list[str] = dataclasses.field(default_factory=list)
     max_rows: Positive | None = None  # of each file, a fixed random part; null takes all
     reviews: Natural = 0  # sentences out of the demo package's IMDB reviews, of 290,452

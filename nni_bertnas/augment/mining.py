@@ -9,12 +9,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import bm25s
 import numpy as np
 
 from nni_bertnas.config import PairsSettings
 
-logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets its own level when it is imported
 _BINS = 10  # of scores
 _LACK = 0.1  # share of the wanted pairs that scarce answers may fall short by
 _BLOCK = 1024  # texts whose similarities are held at once
@@ -98,6 +96,9 @@ def bm25_partners(texts: Sequence[str], count: int) -> np.ndarray:
     """The best other texts for every text by BM25, `(texts, count)`; the text itself where there are fewer."""
     if count < 1:
         return np.zeros((len(texts), 0), int)
+    import bm25s  # takes a third of a second to load, which trials need not pay
+
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets its own level when it is imported
     tokens = bm25s.tokenize(list(texts), stopwords=None, show_progress=False)
     index = bm25s.BM25()
     index.index(tokens, show_progress=False)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from nni_bertnas.artifacts import file_fingerprint, fingerprint
 from nni_bertnas.errors import ConfigError
+from nni_bertnas.machine import best_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -89,7 +90,7 @@ def load_classifier(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokeniz
 
 
 def load_encoder(model: str) -> "PreTrainedModel":
-    """The encoder of a model, by the name that `teacher.model` has, in eval mode without gradients.
+    """The encoder of a model, by the name that `teacher.model` has, in eval mode without gradients, where it runs best.
 
     Raises:
         ConfigError: It cannot be loaded.
@@ -97,7 +98,7 @@ def load_encoder(model: str) -> "PreTrainedModel":
     from transformers import AutoModel  # takes seconds to load
 
     with loading(f"teacher.model: {model}"):
-        return AutoModel.from_pretrained(resolve_model(model)).eval().requires_grad_(False)
+        return AutoModel.from_pretrained(resolve_model(model)).eval().requires_grad_(False).to(best_device())
 
 
 def weights_fingerprint(model: str) -> str:

@@ -44,6 +44,11 @@ class Rows:
         return Rows(self.texts + other.texts, self.labels + other.labels, pairs)
 
 
+def unlabelled(count: int, *, regression: bool) -> list[float]:
+    """The labels of rows that have none."""
+    return [float("nan") if regression else UNLABELLED] * count
+
+
 def clean_rows(
     records: Iterable[Record], texts: Sequence[str], label: str, *, skip: bool, empty_ok: bool = False
 ) -> tuple[Rows, list[tuple[str, str]]]:

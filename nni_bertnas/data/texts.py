@@ -13,7 +13,7 @@ from nni_bertnas.artifacts import file_fingerprint
 from nni_bertnas.config import TransferSettings
 from nni_bertnas.data.models import package_folder
 from nni_bertnas.data.readers import read_records
-from nni_bertnas.data.rows import UNLABELLED, Rows, unlabelled_rows
+from nni_bertnas.data.rows import UNLABELLED, Rows, unlabelled, unlabelled_rows
 from nni_bertnas.data.splits import SPLIT_SEED
 from nni_bertnas.data.tasks import TaskSpec
 from nni_bertnas.errors import ConfigError
@@ -114,7 +114,7 @@ def load_transfer(settings: TransferSettings, spec: TaskSpec, splits: Mapping[st
         if len(rows):
             _log.info("%d rows without labels from %s, %d of them new", len(rows), name, len(fresh))
         found += rows.take(fresh)
-    return Rows(found.texts, [float("nan")] * len(found) if spec.regression else found.labels, found.pairs)
+    return Rows(found.texts, unlabelled(len(found), regression=spec.regression), found.pairs)
 
 
 def _some(rows: Rows, count: int) -> Rows:

@@ -9,18 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from nni_bertnas.artifacts import file_fingerprint, fingerprint
-from nni_bertnas.augment.parts import LABELLED, merge_parts, save_copies, write_parts
+from nni_bertnas.augment.parts import merge_parts, save_copies, write_parts
 from nni_bertnas.augment.replace import Replacements, load_masked_lm
 from nni_bertnas.augment.words import embedding_neighbours, read_vectors
 from nni_bertnas.config import to_dict
 from nni_bertnas.data.models import resolve_model, weights_fingerprint
-from nni_bertnas.data.rows import UNLABELLED, Rows
-from nni_bertnas.data.tokens import tokenize
 from nni_bertnas.errors import ConfigError, PhaseError
-from nni_bertnas.machine import best_device
+from nni_bertnas.stages.labelled import label_rows
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, stage_fingerprint
-from nni_bertnas.store.writer import SplitWriter
 from nni_bertnas.tracking import Tracker
 
 TEXTS = "rows.parquet"
@@ -83,13 +80,7 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     new = merge_parts(parts, train)
     new.write(folder / TEXTS, run.task.texts, run.task.label, json.dumps({"seed": seed, **to_dict(settings)}))
     start = time.perf_counter()
-    teacher, tokenizer = run.load_teacher()
-    unlabelled = [float("nan") if run.task.regression else UNLABELLED] * len(new.rows)
-    tokens = tokenize(tokenizer, Rows(new.rows.texts, unlabelled, new.rows.pairs), run.study.task.max_length)
-    encoder = run.load_encoder()
-    if encoder is not None:
-        encoder.to(best_device())
-    SplitWriter(folder / LABELLED, teacher.to(best_device()), tokens, (), encoder=encoder).write()
+    store = label_rows(run, folder, new.rows.texts, new.rows.pairs)
     save_copies(folder, new.copies)
     labels = np.asarray(train.labels)
     result = {
@@ -98,7 +89,7 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
         "seconds": seconds,
         "rows_per_second": new.counts["tries"] / seconds,
         "label_seconds": time.perf_counter() - start,
-        "disagreement": disagreement(run.open_store(folder / LABELLED).logits, labels[new.origin]),
+        "disagreement": disagreement(store.logits, labels[new.origin]),
         "disagreement_of_train": disagreement(run.train.logits[: len(train)], labels),
     }
     for old in run.root.glob(".augment-*"):

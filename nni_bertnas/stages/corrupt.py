@@ -9,14 +9,10 @@ from pyarrow import parquet
 
 from nni_bertnas.artifacts import fingerprint
 from nni_bertnas.augment.corrupt import corruptions
-from nni_bertnas.augment.parts import LABELLED
-from nni_bertnas.data.rows import UNLABELLED, Rows
-from nni_bertnas.data.tokens import tokenize
 from nni_bertnas.errors import ConfigError
-from nni_bertnas.machine import best_device
+from nni_bertnas.stages.labelled import label_rows
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, stage_fingerprint
-from nni_bertnas.store.writer import SplitWriter
 from nni_bertnas.tracking import Tracker
 
 ROWS = "rows.parquet"
@@ -37,11 +33,7 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
         raise ConfigError("augment.corruptions: no text of train can be corrupted; set it to 0")
     origin, texts = zip(*made, strict=True)
     parquet.write_table(pa.table({run.task.texts[0]: texts, "row": origin}), folder / ROWS)
-    teacher, tokenizer = run.load_teacher()
-    unlabelled = [float("nan") if run.task.regression else UNLABELLED] * len(texts)
-    tokens = tokenize(tokenizer, Rows(list(texts), unlabelled), run.study.task.max_length)
-    SplitWriter(folder / LABELLED, teacher.to(best_device()), tokens, ()).write()
-    logits = run.open_store(folder / LABELLED).logits
+    logits = label_rows(run, folder, list(texts)).logits
     own = run.train.logits[: len(train)]
     return {
         "rows": len(texts),

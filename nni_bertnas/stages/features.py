@@ -37,6 +37,10 @@ def _fingerprint(run: Run, unit: Unit) -> str:
     return fingerprint(teacher, transfer, run.edges, to_dict(study.features), run.separate, run.teacher_kind)
 
 
+def _check(run: Run, unit: Unit) -> None:
+    transfer_fingerprint(run.study.transfer)  # says which file is missing
+
+
 def _stamps(folder: Path) -> dict[str, list[int]]:
     """Size and time of every file of every split."""
     files = sorted(file for file in folder.glob("*/*") if file.is_file())
@@ -63,8 +67,6 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     data = {split: tokenize(tokenizer, rows, study.task.max_length) for split, rows in splits.items()}
     encoder, dtype = run.load_encoder(), study.features.dtype
     answering = None if run.teacher_kind == "siamese" else teacher
-    if encoder is not None:
-        encoder.to(best_device())
     dev = SplitWriter(folder / "dev", answering, data["dev"], run.edges, dtype, encoder=encoder)
     stored = rows_within(study.features, dev.layout.token_bytes(), data["train"].lengths, int(data["dev"].offsets[-1]))
     train = SplitWriter(folder / "train", answering, data["train"], run.edges, dtype, stored, encoder)
@@ -110,6 +112,7 @@ STAGE = Stage(
     make=_make,
     describe=lambda run, result: f"edges {result['edges']}, {result['num_bytes'] / 1e6:.0f} MB",
     needs=lambda run, unit: [("teacher", {})],
+    check=_check,
     fits=_unchanged,
     in_place=True,
 )

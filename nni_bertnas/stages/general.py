@@ -15,7 +15,6 @@ from nni_bertnas.data.rows import UNLABELLED, Rows
 from nni_bertnas.data.task_data import data_fingerprint
 from nni_bertnas.data.texts import general_fingerprint, general_texts
 from nni_bertnas.data.tokens import tokenize
-from nni_bertnas.machine import best_device
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage
 from nni_bertnas.store.writer import SplitWriter
@@ -28,6 +27,10 @@ def _fingerprint(run: Run, unit: Unit) -> str:
     weights = weights_fingerprint(resolve_model(study.teacher.model))
     texts = general_fingerprint(settings.files) or [data_fingerprint(study.task)]
     return fingerprint(weights, texts, run.general_rows, study.task.max_length)
+
+
+def _check(run: Run, unit: Unit) -> None:
+    general_fingerprint(run.study.general.files)  # says which file is missing
 
 
 def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
@@ -45,7 +48,6 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
 def _write(run: Run, folder: Path) -> Result:
     start, study = time.perf_counter(), run.study
     encoder, tokenizer = load_encoder(study.teacher.model), load_tokenizer(study.teacher.model)
-    encoder.to(best_device())
     texts = general_texts(study.general.files, run.general_rows, lambda: run.data.splits["train"].texts)
     rows = tokenize(tokenizer, Rows(texts, [UNLABELLED] * len(texts)), study.task.max_length)
     SplitWriter(folder / TEXTS, None, rows, (), encoder=encoder).write()
@@ -58,6 +60,7 @@ STAGE = Stage(
     units=lambda run: [{}] if run.general_rows else [],
     fingerprint=_fingerprint,
     make=_make,
+    check=_check,
     describe=lambda run, result: f"{result['rows']} texts in {result['seconds']:.0f} s, in {result['folder']}",
     fits=lambda run, result: Path(result["folder"]).is_dir(),
     missing="set general.rows to the texts that you want, e.g. 20000",

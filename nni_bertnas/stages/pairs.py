@@ -13,22 +13,21 @@ from pyarrow import parquet
 
 from nni_bertnas.artifacts import fingerprint
 from nni_bertnas.augment.mining import answer_bins, mine, score_edges, spread_alike
-from nni_bertnas.augment.parts import LABELLED
 from nni_bertnas.config import to_dict
 from nni_bertnas.data.rows import UNLABELLED, Rows
 from nni_bertnas.data.tokens import tokenize
 from nni_bertnas.errors import ConfigError
-from nni_bertnas.machine import best_device
+from nni_bertnas.stages.labelled import label_rows
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, stage_fingerprint
-from nni_bertnas.store.writer import SplitWriter, text_vectors
+from nni_bertnas.store.writer import text_vectors
 from nni_bertnas.tracking import Tracker
 
 ROWS = "rows.parquet"
 _EXAMPLES = 3
 
 
-def wanted(run: Run) -> bool:
+def _wanted(run: Run) -> bool:
     """Whether the study asks for new pairs."""
     settings = run.study.pairs
     return any((settings.bm25, settings.near, settings.beyond, settings.random))
@@ -51,21 +50,14 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     known = {
         frozenset(pair) for rows in run.data.splits.values() for pair in zip(rows.texts, rows.pairs or (), strict=True)
     }
-    teacher, tokenizer = run.load_teacher()
-    encoder = run.load_encoder()
-    reader = (encoder or run.load_pretrained()).to(best_device())
-    alone = tokenize(tokenizer, Rows(texts, [UNLABELLED] * len(texts)), run.study.task.max_length)
-    vectors = text_vectors(reader, alone)
+    alone = tokenize(run.load_teacher()[1], Rows(texts, [UNLABELLED] * len(texts)), run.study.task.max_length)
+    vectors = text_vectors(run.load_pretrained(), alone)
     mined = mine(texts, vectors, settings, known, seed)
     if not len(mined):
         raise ConfigError("pairs: no new pair was found; raise pairs.bm25, pairs.near, pairs.beyond or pairs.random")
-    nothing = [float("nan") if run.task.regression else UNLABELLED] * len(mined)
-    rows = Rows([texts[number] for number in mined.first], nothing, [texts[number] for number in mined.second])
-    tokens = tokenize(tokenizer, rows, run.study.task.max_length)
-    answering = None if run.teacher_kind == "siamese" else teacher.to(best_device())
-    sides = None if encoder is None else np.concatenate([vectors[mined.first], vectors[mined.second]], axis=1)
-    SplitWriter(folder / LABELLED, answering, tokens, (), encoder=encoder, vectors=sides).write()
-    found = run.open_store(folder / LABELLED).logits.astype(np.float32)
+    first, second = ([texts[number] for number in numbers] for numbers in (mined.first, mined.second))
+    both = np.concatenate([vectors[mined.first], vectors[mined.second]], axis=1) if run.separate else None
+    found = label_rows(run, folder, first, second, both).logits.astype(np.float32)
     own = run.train.logits[: len(train)].astype(np.float32)
     edges = score_edges(own)
     kinds, own_kinds = answer_bins(found, edges), answer_bins(own, edges)
@@ -80,8 +72,9 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
         "histogram_of_train": np.bincount(own_kinds).tolist(),
         "seconds": time.perf_counter() - start,
     }
-    columns = dict(zip(run.task.texts, ([side[number] for number in kept] for side in (rows.texts, rows.pairs or [])),
-                       strict=True))  # fmt: skip
+    columns = {
+        name: [side[number] for number in kept] for name, side in zip(run.task.texts, (first, second), strict=True)
+    }
     table = pa.table({**columns, "number": kept, "origin": mined.origin[kept], "answer": found[kept].tolist()})
     note = json.dumps({"seed": seed, **to_dict(settings), **result})
     parquet.write_table(table.replace_schema_metadata({"bertnas_pairs": note}), folder / ROWS)
@@ -95,10 +88,7 @@ def kept_rows(folder: Path) -> np.ndarray:
 
 def _describe(run: Run, result: Result) -> str:
     table = parquet.read_table(run.folder("pairs") / ROWS)
-    step = max(1, len(table) // _EXAMPLES)
-    examples = [
-        table.slice(first, 1).to_pylist()[0] for first in range(0, step * _EXAMPLES, step) if first < len(table)
-    ]
+    examples = table.take(np.linspace(0, len(table) - 1, min(_EXAMPLES, len(table))).astype(int)).to_pylist()
     shown = "".join(
         f"\n  {one['origin']}, {' '.join(f'{value:.2f}' for value in one['answer'])}: "
         + " | ".join(one[name] for name in run.task.texts)
@@ -113,7 +103,7 @@ def _describe(run: Run, result: Result) -> str:
 
 STAGE = Stage(
     name="pairs",
-    units=lambda run: [{}] if wanted(run) else [],
+    units=lambda run: [{}] if _wanted(run) else [],
     fingerprint=_fingerprint,
     make=_make,
     describe=_describe,

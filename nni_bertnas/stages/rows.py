@@ -20,30 +20,32 @@ _EXTRA: Mapping[str, Callable[[Run, Path], np.ndarray]] = {
 }
 
 
-def all_rows(run: Run, *, hidden: bool) -> list[FeatureDataset]:
+def all_rows(run: Run, *, hidden: bool, vectors: bool) -> list[FeatureDataset]:
     """Train with its rows without labels, and what was made of it.
 
     Args:
         run: Of the study.
         hidden: Whether hidden states are among the targets, where they are stored.
+        vectors: Whether sentence vectors are.
 
     Raises:
         PhaseError: Rows that the study asks for are not made yet.
     """
     train = run.train
-    sources = [FeatureDataset(train, train.edges[1:] if hidden else (), tokens=True)]
+    sources = [FeatureDataset(train, train.edges[1:] if hidden else (), tokens=True, vectors=vectors)]
     if len(rest := np.setdiff1d(np.arange(len(train)), sources[0].rows)):  # whose hidden states are not stored
-        sources.append(FeatureDataset(train, (), tokens=True, rows=rest))
+        sources.append(FeatureDataset(train, (), tokens=True, vectors=vectors, rows=rest))
     for name, rows in _EXTRA.items():
         if not load(name).units(run):
             continue
         folder = run.folder(name)
         if find(run, name) is None:
             raise PhaseError(f"{folder} holds no new rows; make them with: bertnas {name} STUDY")
-        sources.append(FeatureDataset(run.open_store(folder / LABELLED), (), tokens=True, rows=rows(run, folder)))
+        store = run.open_store(folder / LABELLED)
+        sources.append(FeatureDataset(store, (), tokens=True, vectors=vectors, rows=rows(run, folder)))
     return sources
 
 
-def own_rows(run: Run) -> FeatureDataset:
+def own_rows(run: Run, *, vectors: bool) -> FeatureDataset:
     """The labelled rows of train alone, without hidden states."""
-    return FeatureDataset(run.train, (), tokens=True, rows=np.arange(len(run.data.splits["train"])))
+    return FeatureDataset(run.train, (), tokens=True, vectors=vectors, rows=np.arange(len(run.data.splits["train"])))

@@ -60,7 +60,7 @@ class Run:
     @property
     def shared(self) -> Path:
         """What all studies of a folder share, as it depends on no task."""
-        return self.root.parent / "shared"
+        return self.root.parent / ".shared"  # no study can have this name
 
     @property
     def nni(self) -> Path:

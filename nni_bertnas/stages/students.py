@@ -158,8 +158,9 @@ class StudentMaker:
         before = time.perf_counter()
         self._distil_texts(student, vector_map)
         general_seconds = time.perf_counter() - before
-        hidden = any(weight for name, weight in study.distill.losses.items() if LOSSES[name].needs == "hidden")
-        sources = all_rows(run, hidden=hidden and len(cells) > 0)
+        needed = {LOSSES[name].needs for name, weight in study.distill.losses.items() if weight}
+        vectors = "vectors" in needed
+        sources = all_rows(run, hidden="hidden" in needed and len(cells) > 0, vectors=vectors)
         loader = make_stream(sources, settings.batch_size, seed=self.seed, epoch_rows=settings.epoch_rows)
         module = StudentDistillation(
             student,
@@ -179,7 +180,7 @@ class StudentMaker:
         precision = study.student.precision
         fit(module.train(), loader, self.dev_loader, settings.epochs, callbacks, precision=precision)
         if settings.last_epochs:
-            last = make_loader(own_rows(run), settings.batch_size, shuffle=True, seed=self.seed)
+            last = make_loader(own_rows(run, vectors=vectors), settings.batch_size, shuffle=True, seed=self.seed)
             module.begin_last(len(last) * settings.last_epochs)
             fit(module.train(), last, self.dev_loader, settings.last_epochs, callbacks[:2], precision=precision)
         made = {"chain_difference": difference, "epoch_of_best": best.epoch, "general_seconds": general_seconds}

@@ -232,18 +232,19 @@ class FeatureDataset(torch.utils.data.Dataset[Batch]):
         store: The split.
         edges: Whose hidden states the batches have; of pairs read jointly then also `second`. Pairs read separately
             come as sequences of their own, see :func:`~search_space.heads.split_pairs`.
-        tokens: Whether they have what a whole student needs: tokens, labels, the teacher's logits and vectors.
+        tokens: Whether they have what a whole student needs: tokens, labels, the teacher's logits.
+        vectors: Whether they have the teacher's sentence vectors besides.
         part: Of the data, copied into every batch.
         rows: The rows of the store that this dataset holds; None takes all that have what `edges` asks for.
     """
 
     def __init__(
-        self, store: FeatureStore, edges: Sequence[int], *, tokens: bool = False, part: str = "train",
-        rows: Numbers | None = None,
+        self, store: FeatureStore, edges: Sequence[int], *, tokens: bool = False, vectors: bool = False,
+        part: str = "train", rows: Numbers | None = None,
     ) -> None:  # fmt: skip
         self.store = store
         self.edges = tuple(edges)
-        self.with_tokens = tokens
+        self.with_tokens, self.with_vectors = tokens, vectors
         self.part = part
         everything = store.rows if self.edges else np.arange(len(store))
         self.rows = everything if rows is None else np.asarray(rows)
@@ -264,7 +265,8 @@ class FeatureDataset(torch.utils.data.Dataset[Batch]):
             batch = token_batch(store, rows, store.index.pad_token_id)
             if store.logits.shape[1]:
                 batch.logits = torch.from_numpy(store.logits[rows]).float()
-            batch.vectors = store.vectors(rows)
+            if self.with_vectors:
+                batch.vectors = store.vectors(rows)
         else:
             batch = Batch(mask=torch.from_numpy(ragged_positions(store.offsets, rows)[1]))
         batch.part = self.part

@@ -68,7 +68,8 @@ class StudentDistillation(pl.LightningModule):
         output = self.student(**model_inputs(self.student, batch), output_hidden_states=True)
         exits = output.hidden_states if batch.hidden else ()  # augmented rows have no targets for them
         mapped = [edge_map(x) for edge_map, x in zip(self.edge_maps, exits, strict=False)]
-        made = Output(logits=output.logits, vectors=self.vector_map(output.vectors), hidden=mapped)
+        vectors = None if batch.vectors is None else self.vector_map(output.vectors)
+        made = Output(logits=output.logits, vectors=vectors, hidden=mapped)
         loss, parts = weighted_losses(self.weights, made, batch, self.scale)
         if not parts:
             return None

@@ -95,7 +95,9 @@ def distil_texts(
         seed: Of the order of the texts.
         report: Takes the metrics of every epoch.
     """
-    loader = make_loader(FeatureDataset(store, (), tokens=True), settings.batch_size, shuffle=True, seed=seed)
+    loader = make_loader(
+        FeatureDataset(store, (), tokens=True, vectors=True), settings.batch_size, shuffle=True, seed=seed
+    )
     for table in student.tables:
         table.sparse = True  # its gradient; nothing that is saved
     module = _TextDistillation(student, vector_map, settings, settings.epochs * len(loader))

@@ -64,7 +64,7 @@ def test_a_student_learns_general_text_once(built_copy: Path, monkeypatch: pytes
         vector_map = nn.Linear(16, 32)
         losses = []
         for _ in range(2):
-            batch = FeatureDataset(store, (), tokens=True).batch(np.arange(80))
+            batch = FeatureDataset(store, (), tokens=True, vectors=True).batch(np.arange(80))
             with torch.inference_mode():
                 vectors, _ = student.text_vectors(batch.input_ids, batch.mask)
                 losses.append(float(sentence_vector(Output(vectors=vector_map(vectors)), batch, Scale())))

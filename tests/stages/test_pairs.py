@@ -69,11 +69,15 @@ def write_classes(folder: Path) -> dict:
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     root = tmp_path_factory.mktemp("pairs")
     (root / "own").mkdir()
+    words = np.random.default_rng(2).choice(WORDS, (30, 5))
+    (root / "single.txt").write_text("\n".join(" ".join(row) for row in words))
     run = tiny_run(
         root,
         task=request.param(root / "own"),
         teacher={"epochs": 8, "batch_size": 8},
         augment={"copies": 2, "fit_epochs": 1, "probability": 0.2},
+        transfer={"files": [str(root / "single.txt")]},
+        distill={"losses": {"logit_mse": 1.0, "label": 0.1, "hidden_mse": 0.1, "sentence_vector": 0.1}},
         pairs={"bm25": 1, "near": 1, "beyond": 1, "random": 1},
         supernet={"epochs": 6, "epoch_rows": 1600},
     )
@@ -144,6 +148,14 @@ def test_augmented_pairs_change_on_both_sides(finished: Run) -> None:
         assert result["disagreement"] == pytest.approx(np.abs(store.logits[:, 0].astype(float) - labels).mean())
     else:
         assert result["disagreement"] == pytest.approx(np.mean(store.logits.argmax(1) != labels))
+
+
+def test_single_texts_without_labels_have_vectors_and_no_answer(finished: Run) -> None:
+    store, count = finished.train, len(finished.data.splits["train"])
+    assert len(store) == count + 30 and np.isfinite(store.logits[:count]).all() and np.isnan(store.logits[count:]).all()
+    first, second = store.vectors(np.arange(count, count + 30)).chunk(2)
+    assert first.abs().sum(1).min() > 0 and not second.any()
+    assert store.index.separate == (finished.shape.encoding == "separate") == finished.task.regression
 
 
 def test_mined_pairs_are_new_labelled_and_spread_as_the_tasks(finished: Run) -> None:

@@ -256,6 +256,8 @@ def test_trials_take_the_parameters_of_their_stage() -> None:
         ({"augment": {"copies": 1, "masked_lm": "package:nothere"}}, "package nothere is not installed"),
         ({"augment": {"copies": 1, "vectors": "nothere.txt"}}, "augment.vectors: nothere.txt does not exist"),
         ({"cell": {"space": "nosuch", "operations": ["convolution_3", "zero"]}}, "cell.space.*unknown space 'nosuch'"),
+        ({"transfer": {"files": ["nothere.txt"]}}, "transfer.files: nothere.txt does not exist"),
+        ({"general": {"rows": 8, "files": ["nothere.txt"]}}, "general.files: nothere.txt does not exist"),
         ({"pairs": {"random": 1}}, "pairs: sst2 is a task of single texts"),
         (
             {"task": {"name": "stsb", "source": "glue", "data_dir": "nowhere"}, "augment": {"corruptions": 1}},
