@@ -84,7 +84,10 @@ class TransferSettings:
     # .txt (a text a line), or .csv, .tsv, .jsonl, .parquet with the task's columns of texts; of pairs a single text has
     # no answer, and teaches its hidden states and vector alone
     files: list[str] = dataclasses.field(default_factory=list)
-    max_rows: Positive | None = None  # of each file, a fixed random part; null takes all
+    # of the task's source that the task does not use, whatever labels they have: of GLUE's folder test, of the hub or
+    # disk any other, e.g. unsupervised
+    splits: list[str] = dataclasses.field(default_factory=list)
+    max_rows: Positive | None = None  # of each file and split, a fixed random part; null takes all
     reviews: Natural = 0  # sentences out of the demo package's IMDB reviews, of 290,452
 
 

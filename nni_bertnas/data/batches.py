@@ -60,11 +60,12 @@ class Batch:
 
 
 def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """What a Hugging Face classifier takes of a batch, on its device; DistilBERT and its like know no token types."""
+    """What a Hugging Face classifier takes of a batch, on its device; DistilBERT and RoBERTa know no token types."""
     assert batch.input_ids is not None and batch.token_type_ids is not None
     device = next(model.parameters()).device
     inputs = {"input_ids": batch.input_ids.to(device), "attention_mask": batch.mask.long().to(device)}
-    if "token_type_ids" in inspect.signature(model.forward).parameters:
+    known = getattr(getattr(model, "config", None), "type_vocab_size", 2)
+    if known > 1 and "token_type_ids" in inspect.signature(model.forward).parameters:
         inputs["token_type_ids"] = batch.token_type_ids.to(device)
     return inputs
 

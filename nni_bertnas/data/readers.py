@@ -47,7 +47,7 @@ def read_records(
     yield from read(path, literal_quotes, header)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines with their ends; cut at line feeds alone, as texts may hold other separators of Unicode."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -61,7 +61,7 @@ def _read_separated(path: Path, literal_quotes: bool, header: tuple[str, ...] | 
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     rows: Iterator[tuple[int, list[str]]]
     if literal_quotes:
-        plain = ((number, line.rstrip("\r\n")) for number, line in _lines(path))
+        plain = ((number, line.rstrip("\r\n")) for number, line in read_lines(path))
         rows = ((number, line.split(delimiter)) for number, line in plain if line)
     else:
         rows = _quoted(path, delimiter)
@@ -84,7 +84,7 @@ def _read_separated(path: Path, literal_quotes: bool, header: tuple[str, ...] | 
 
 def _quoted(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(1 << 30)  # a text may be long
-    reader = csv.reader((line for _, line in _lines(path)), delimiter=delimiter, strict=True)
+    reader = csv.reader((line for _, line in read_lines(path)), delimiter=delimiter, strict=True)
     start = 1
     try:
         for fields in reader:
@@ -99,7 +99,7 @@ def _quoted(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
 
 def _read_json_lines(path: Path, literal_quotes: bool, header: tuple[str, ...] | None) -> Iterator[Record]:
     number = 0
-    for number, line in _lines(path):
+    for number, line in read_lines(path):
         if not line.strip():
             continue
         try:

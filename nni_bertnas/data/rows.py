@@ -3,7 +3,7 @@
 import logging
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,11 @@ class Rows:
         indices = list(indices)
         pairs = None if self.pairs is None else [self.pairs[i] for i in indices]
         return Rows([self.texts[i] for i in indices], [self.labels[i] for i in indices], pairs)
+
+    def chunks(self, size: int) -> Iterator["Rows"]:
+        """The rows, so many at a time."""
+        for first in range(0, len(self), size):
+            yield self.take(range(first, min(len(self), first + size)))
 
     def __add__(self, other: "Rows") -> "Rows":
         assert (self.pairs is None) == (other.pairs is None), "single texts and pairs do not mix"

@@ -1,24 +1,24 @@
 """Text without labels: the user's own files, and the sentences of the demo's package."""
 
 import csv
-import logging
+import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from nni_bertnas.artifacts import file_fingerprint
-from nni_bertnas.config import TransferSettings
 from nni_bertnas.data.models import package_folder
-from nni_bertnas.data.readers import read_records
-from nni_bertnas.data.rows import UNLABELLED, Rows, unlabelled, unlabelled_rows
+from nni_bertnas.data.readers import Record, read_lines, read_records
+from nni_bertnas.data.rows import UNLABELLED, Rows, unlabelled_rows
 from nni_bertnas.data.splits import SPLIT_SEED
-from nni_bertnas.data.tasks import TaskSpec
+from nni_bertnas.data.tokens import CHUNK
 from nni_bertnas.errors import ConfigError
 
-_log = logging.getLogger(__name__)
+_One = TypeVar("_One")
 
 
 def reviews_file() -> Path:
@@ -62,8 +62,8 @@ def some_reviews(count: int, field: str) -> list[str]:
     return [sentences[number] for number in np.random.default_rng(SPLIT_SEED).permutation(len(sentences))[:count]]
 
 
-def read_texts(path: Path, texts: Sequence[str]) -> Rows:
-    """The rows of a file without labels: `.txt`, a text a line, or what has the task's columns of texts.
+def read_texts(path: Path, texts: Sequence[str]) -> Iterator[Rows]:
+    """The rows of a file without labels, some at a time: `.txt`, a text a line, or what has the columns of texts.
 
     Args:
         path: The file.
@@ -72,13 +72,24 @@ def read_texts(path: Path, texts: Sequence[str]) -> Rows:
     Raises:
         ConfigError: With file and line of the first bad row.
     """
-    if path.suffix.lower() != ".txt":
-        return unlabelled_rows(read_records(path), texts, empty_ok=False)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); give a file of UTF-8 text") from error
-    return single_texts([line.strip() for line in lines if line.strip()], texts)
+    if path.suffix.lower() == ".txt":
+        for lines in in_chunks(line.strip() for _, line in read_lines(path)):
+            yield single_texts([line for line in lines if line], texts)
+    else:
+        yield from read_rows(read_records(path), texts)
+
+
+def read_rows(records: Iterable[Record], texts: Sequence[str]) -> Iterator[Rows]:
+    """Records as rows without labels, some at a time; raises as :func:`read_texts` does."""
+    for some in in_chunks(records):
+        yield unlabelled_rows(some, texts, empty_ok=False)
+
+
+def in_chunks(values: Iterable[_One]) -> Iterator[list[_One]]:
+    """The values, so many at a time as a tokenizer takes."""
+    iterator = iter(values)
+    while some := list(itertools.islice(iterator, CHUNK)):
+        yield some
 
 
 def single_texts(found: list[str], texts: Sequence[str]) -> Rows:
@@ -86,58 +97,12 @@ def single_texts(found: list[str], texts: Sequence[str]) -> Rows:
     return Rows(found, [UNLABELLED] * len(found), [""] * len(found) if len(texts) == 2 else None)
 
 
-def load_transfer(settings: TransferSettings, spec: TaskSpec, splits: Mapping[str, Rows]) -> Rows:
-    """What a student learns from beside train, labelled by the teacher alone.
-
-    A fixed choice of each file's rows; none stands in the task's own rows, or twice.
-
-    Args:
-        settings: Where they come from.
-        spec: Of the task.
-        splits: The task's rows.
+def existing_file(name: str, field: str) -> Path:
+    """A file that a setting names.
 
     Raises:
-        ConfigError: With file and line of the first bad row.
+        ConfigError: There is none.
     """
-    parts = {name: read_texts(Path(name), spec.texts) for name in settings.files}
-    if settings.max_rows is not None:
-        parts = {name: _some(rows, settings.max_rows) for name, rows in parts.items()}
-    parts["the package's reviews"] = single_texts(some_reviews(settings.reviews, "transfer.reviews"), spec.texts)
-    seen = {pair for rows in splits.values() for pair in _pairs(rows)}
-    found: Rows = single_texts([], spec.texts)
-    for name, rows in parts.items():
-        fresh = []
-        for number, pair in enumerate(_pairs(rows)):
-            if pair not in seen:
-                seen.add(pair)
-                fresh.append(number)
-        if len(rows):
-            _log.info("%d rows without labels from %s, %d of them new", len(rows), name, len(fresh))
-        found += rows.take(fresh)
-    return Rows(found.texts, unlabelled(len(found), regression=spec.regression), found.pairs)
-
-
-def _some(rows: Rows, count: int) -> Rows:
-    return rows.take(np.sort(np.random.default_rng(SPLIT_SEED).permutation(len(rows))[:count]))
-
-
-def _pairs(rows: Rows) -> Sequence[tuple[str, str]]:
-    return list(zip(rows.texts, rows.pairs or [""] * len(rows), strict=True))
-
-
-def transfer_fingerprint(settings: TransferSettings) -> list[str]:
-    """The content of every file, and how many sentences of the package.
-
-    Raises:
-        ConfigError: A file is missing.
-    """
-    parts = [f"{settings.reviews} {settings.max_rows}"]
-    if settings.reviews:
-        parts.append(file_fingerprint(reviews_file()))
-    return parts + [file_fingerprint(_existing(name, "transfer.files")) for name in settings.files]
-
-
-def _existing(name: str, field: str) -> Path:
     if not Path(name).is_file():
         raise ConfigError(f"{field}: {name} does not exist or is not a file")
     return Path(name)
@@ -150,7 +115,7 @@ def general_fingerprint(files: Sequence[str]) -> list[str] | None:
         ConfigError: A file is missing.
     """
     if files:
-        return [file_fingerprint(_existing(name, "general.files")) for name in files]
+        return [file_fingerprint(existing_file(name, "general.files")) for name in files]
     try:
         return [file_fingerprint(reviews_file())]
     except ConfigError:  # the package is the demo's extra
@@ -169,7 +134,8 @@ def general_texts(files: Sequence[str], count: int, fallback: Callable[[], Seque
         ConfigError: A file is missing or unreadable.
     """
     if files:
-        texts = [text for name in files for text in read_texts(_existing(name, "general.files"), ("text",)).texts]
+        paths = [existing_file(name, "general.files") for name in files]
+        texts = [text for path in paths for rows in read_texts(path, ("text",)) for text in rows.texts]
     else:
         try:
             texts = list(review_sentences())

@@ -13,7 +13,7 @@ from nni_bertnas.data.rows import Rows
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_TOKENIZER_ROWS = 10_000  # at a time
+CHUNK = 10_000  # rows; a tokenizer's output takes kilobytes a row
 _log = logging.getLogger(__name__)
 
 
@@ -22,24 +22,50 @@ def tokenize(tokenizer: "PreTrainedTokenizerBase", rows: Rows, max_length: int) 
 
     Of a pair, the longer text is cut first.
     """
-    texts = [rows.texts] if rows.pairs is None else [rows.texts, rows.pairs]
+    return tokenize_stream(tokenizer, rows.chunks(CHUNK), max_length)
+
+
+def tokenize_stream(tokenizer: "PreTrainedTokenizerBase", chunks: Iterable[Rows], max_length: int) -> "TokenDataset":
+    """As :func:`tokenize` does; each chunk of rows is forgotten once it is word pieces, at least one of which is."""
     parts: list[tuple[np.ndarray, ...]] = []  # flat, as an array per row takes more than what it holds
+    labels: list[float] = []
     cut = 0
-    for first in range(0, len(rows), _TOKENIZER_ROWS):  # a tokenizer's output takes kilobytes a row
+    for rows in chunks:
         encoded = tokenizer(
-            *(side[first : first + _TOKENIZER_ROWS] for side in texts),
+            *([rows.texts] if rows.pairs is None else [rows.texts, rows.pairs]),
             truncation="longest_first",
             max_length=max_length,
             return_attention_mask=False,
             return_token_type_ids=True,
         )
         cut += count_cut(encoded, max_length)
-        ids, types = encoded["input_ids"], encoded["token_type_ids"]
-        parts.append((_flat(ids, np.int32), np.array([len(row) for row in ids]), _flat(types, np.uint8)))
+        ids = encoded["input_ids"]
+        flat, lengths = _flat(ids, np.int32), np.array([len(row) for row in ids])
+        types = _flat(encoded["token_type_ids"], np.uint8)
+        if rows.pairs is not None and not types.any():  # RoBERTa's kind tells pairs apart by the separator alone
+            types = behind_separator(flat, lengths, tokenizer.sep_token_id)
+        parts.append((flat, lengths, types))
+        labels += rows.labels
     if cut:
-        _log.warning("%d of %d texts were cut to task.max_length = %d word pieces", cut, len(rows), max_length)
+        _log.warning("%d of %d texts were cut to task.max_length = %d word pieces", cut, len(labels), max_length)
     tokens, lengths, token_types = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return TokenDataset(tokens, lengths, rows.labels, tokenizer.pad_token_id or 0, token_types=token_types)
+    return TokenDataset(tokens, lengths, labels, tokenizer.pad_token_id or 0, token_types=token_types)
+
+
+def behind_separator(tokens: np.ndarray, lengths: np.ndarray, separator: int | None) -> np.ndarray:
+    """1 at every word piece behind the first separator of its row, else 0: `(num_tokens,)`.
+
+    As a student finds the second text where there are no token types.
+
+    Args:
+        tokens: Of all rows, one after another, `(num_tokens,)`.
+        lengths: `(num_rows,)`.
+        separator: What ends a text; None: nothing does.
+    """
+    ends = tokens == separator
+    before = np.cumsum(ends) - ends
+    starts = np.cumsum(lengths) - lengths
+    return (before > np.repeat(before[starts], lengths)).astype(np.uint8)
 
 
 def _flat(rows: Iterable[Iterable[int]], dtype: Any) -> np.ndarray:

@@ -3,6 +3,7 @@
 Built in place: shards that are damaged, or that an interrupted build left out, are made anew, and they alone.
 """
 
+import itertools
 import json
 import logging
 import time
@@ -14,8 +15,8 @@ import torch
 
 from nni_bertnas.artifacts import RESULT, fingerprint, read_result
 from nni_bertnas.config import to_dict
-from nni_bertnas.data.texts import load_transfer, transfer_fingerprint
-from nni_bertnas.data.tokens import tokenize
+from nni_bertnas.data.tokens import CHUNK, tokenize, tokenize_stream
+from nni_bertnas.data.transfer import load_transfer, transfer_fingerprint
 from nni_bertnas.machine import best_device
 from nni_bertnas.stages.run import ANSWERS, Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, stage_fingerprint
@@ -33,12 +34,12 @@ def _fingerprint(run: Run, unit: Unit) -> str:
     """Of teacher, data, edges and how they are stored."""
     study = run.study
     teacher = stage_fingerprint(run, "teacher")
-    transfer = transfer_fingerprint(study.transfer)
+    transfer = transfer_fingerprint(study.transfer, study.task)
     return fingerprint(teacher, transfer, run.edges, to_dict(study.features), run.separate, run.teacher_kind)
 
 
 def _check(run: Run, unit: Unit) -> None:
-    transfer_fingerprint(run.study.transfer)  # says which file is missing
+    transfer_fingerprint(run.study.transfer, run.study.task)  # says which file or split is missing
 
 
 def _stamps(folder: Path) -> dict[str, list[int]]:
@@ -62,9 +63,12 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     start, study = time.perf_counter(), run.study
     teacher, tokenizer = run.load_teacher()
     teacher.to(best_device())
-    rows = run.data.splits["train"] + load_transfer(study.transfer, run.task, run.data.splits)
-    splits = {"train": rows, "dev": run.data.splits["dev"]}
-    data = {split: tokenize(tokenizer, rows, study.task.max_length) for split, rows in splits.items()}
+    max_length, own = study.task.max_length, run.data.splits
+    chunks = itertools.chain(own["train"].chunks(CHUNK), load_transfer(study.transfer, study.task, own))
+    data = {
+        "train": tokenize_stream(tokenizer, chunks, max_length),
+        "dev": tokenize(tokenizer, own["dev"], max_length),
+    }
     encoder, dtype = run.load_encoder(), study.features.dtype
     answering = None if run.teacher_kind == "siamese" else teacher
     dev = SplitWriter(folder / "dev", answering, data["dev"], run.edges, dtype, encoder=encoder)

@@ -6,7 +6,7 @@ from pathlib import Path
 from nni_bertnas.artifacts import fingerprint
 from nni_bertnas.data.models import resolve_model, weights_fingerprint
 from nni_bertnas.data.task_data import data_fingerprint
-from nni_bertnas.data.texts import load_transfer, transfer_fingerprint
+from nni_bertnas.data.transfer import load_transfer, transfer_fingerprint
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage
 from nni_bertnas.tracking import Tracker
@@ -21,14 +21,15 @@ def _units(run: Run) -> list[Unit]:
 def _fingerprint(run: Run, unit: Unit) -> str:
     study = run.study
     weights = weights_fingerprint(resolve_model(study.teacher.model))
-    transfer = transfer_fingerprint(study.transfer)
+    transfer = transfer_fingerprint(study.transfer, study.task)
     return fingerprint(study.seed, data_fingerprint(study.task), transfer, weights, study.augment.fit_epochs)
 
 
 def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     start, study = time.perf_counter(), run.study
     train, dev = (plain_texts(run.data.splits[name]) for name in ("train", "dev"))
-    train += plain_texts(load_transfer(study.transfer, run.task, run.data.splits))
+    for rows in load_transfer(study.transfer, study.task, run.data.splits):
+        train += plain_texts(rows)
     fitted = fit_masked_lm(
         study.teacher.model,
         train,

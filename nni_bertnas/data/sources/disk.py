@@ -1,10 +1,12 @@
 """Rows of a folder written by `save_to_disk` of the library `datasets`."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from nni_bertnas.config import TaskSettings
-from nni_bertnas.data.sources.library import read_table
-from nni_bertnas.data.sources.source import Source, Table, fingerprint_files
+from nni_bertnas.data.sources.library import other_records, read_table
+from nni_bertnas.data.sources.source import Source, fingerprint_files
 from nni_bertnas.data.tasks import TaskSpec
 from nni_bertnas.errors import ConfigError
 
@@ -17,9 +19,15 @@ def _fingerprint(task: TaskSettings, spec: TaskSpec) -> list[str]:
     return fingerprint_files(files)
 
 
-def _read(task: TaskSettings, spec: TaskSpec) -> Table:
+def _loader(task: TaskSettings) -> tuple[Callable[[Any], Any], str]:
     origin = task.data_dir or ""
-    return read_table(lambda datasets: datasets.load_from_disk(origin), origin, task, spec)
+    return lambda datasets: datasets.load_from_disk(origin), origin
 
 
-SOURCE = Source(read=_read, fingerprint=_fingerprint, own_data=True, needs_folder=True)
+SOURCE = Source(
+    read=lambda task, spec: read_table(*_loader(task), task, spec),
+    fingerprint=_fingerprint,
+    other_split=lambda task, spec, split: other_records(*_loader(task), task, spec, split),
+    own_data=True,
+    needs_folder=True,
+)

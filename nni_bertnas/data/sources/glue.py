@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from nni_bertnas.artifacts import file_fingerprint
 from nni_bertnas.config import TaskSettings
 from nni_bertnas.data.readers import read_records
-from nni_bertnas.data.sources.source import Source, Table, check_files, fingerprint_files
+from nni_bertnas.data.sources.source import Source, Table, Unlabelled, check_files, fingerprint_files
 from nni_bertnas.data.tasks import GlueFiles, TaskSpec
 from nni_bertnas.errors import ConfigError
 
@@ -32,4 +33,24 @@ def _read(task: TaskSettings, spec: TaskSpec) -> Table:
     return Table(splits=records, texts=glue.texts, label=glue.label, label_names=spec.label_names)
 
 
-SOURCE = Source(read=_read, fingerprint=lambda task, spec: fingerprint_files(_files(task, spec)), needs_folder=True)
+def _other_file(task: TaskSettings, spec: TaskSpec, split: str) -> Path:
+    glue = _glue(task, spec)
+    names = {Path(file).stem: file for file in glue.test.values()}
+    if split not in names:
+        raise ConfigError(f"transfer.splits must be among {', '.join(names)}, got {split}")
+    files = {split: Path(task.data_dir or ".") / glue.folder / names[split]}
+    return check_files(files, "transfer.splits")[split]
+
+
+def _other(task: TaskSettings, spec: TaskSpec, split: str) -> Unlabelled:
+    glue = _glue(task, spec)
+    return glue.test_texts or glue.texts, read_records(_other_file(task, spec, split), literal_quotes=True)
+
+
+SOURCE = Source(
+    read=_read,
+    fingerprint=lambda task, spec: fingerprint_files(_files(task, spec)),
+    other_split=_other,
+    other_fingerprint=lambda task, spec, split: file_fingerprint(_other_file(task, spec, split)),
+    needs_folder=True,
+)

@@ -5,7 +5,7 @@ from typing import Any
 
 from nni_bertnas.config import TaskSettings
 from nni_bertnas.data.readers import Record
-from nni_bertnas.data.sources.source import Table
+from nni_bertnas.data.sources.source import Table, Unlabelled
 from nni_bertnas.data.tasks import TaskSpec
 from nni_bertnas.errors import ConfigError
 
@@ -22,15 +22,7 @@ def read_table(load: Callable[[Any], Any], origin: str, task: TaskSettings, spec
     Raises:
         ConfigError: It cannot be loaded, or lacks a split.
     """
-    import datasets  # takes a second to load, and few studies need it
-
-    try:
-        everything = load(datasets)
-    except (OSError, ValueError, ConnectionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"task.source: {origin} ({task.name}) cannot be loaded: {reason}") from error
-    if isinstance(everything, datasets.Dataset):
-        everything = datasets.DatasetDict(train=everything)
+    everything = _load(load, origin, task)
     chosen = {ours: theirs for ours, theirs in spec.hub_splits.items() if theirs in everything}
     if "dev" in everything and "dev" in spec.hub_splits:
         chosen["dev"] = "dev"
@@ -38,7 +30,7 @@ def read_table(load: Callable[[Any], Any], origin: str, task: TaskSettings, spec
     if missing := [spec.hub_splits[name] for name in needed if name not in chosen]:
         raise ConfigError(f"task.data_dir: {origin} has no split {', '.join(missing)}; it has {list(everything)}")
     feature = next(iter(everything.values())).features.get(spec.label)
-    own_names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
+    own_names = tuple(getattr(feature, "names", None) or ())
 
     def records(split: str) -> Iterator[Record]:
         for number, values in enumerate(everything[split]):
@@ -49,3 +41,30 @@ def read_table(load: Callable[[Any], Any], origin: str, task: TaskSettings, spec
 
     splits = {ours: records(theirs) for ours, theirs in chosen.items()}
     return Table(splits=splits, texts=spec.texts, label=spec.label, label_names=spec.label_names or own_names)
+
+
+def other_records(
+    load: Callable[[Any], Any], origin: str, task: TaskSettings, spec: TaskSpec, split: str
+) -> Unlabelled:
+    """The rows of a split that the task does not use; arguments but the split as of :func:`read_table`.
+
+    Raises:
+        ConfigError: It cannot be loaded, or is not there, or is one of the task's.
+    """
+    everything = _load(load, origin, task)
+    others = [name for name in everything if name not in spec.hub_splits.values()]
+    if split not in others:
+        raise ConfigError(f"transfer.splits must be among {', '.join(others) or 'none'} of {origin}, got {split}")
+    records = (Record(f"{origin}, {split}, row {number}", row) for number, row in enumerate(everything[split]))
+    return spec.texts, records
+
+
+def _load(load: Callable[[Any], Any], origin: str, task: TaskSettings) -> Any:
+    import datasets  # takes a second to load, and few studies need it
+
+    try:
+        everything = load(datasets)
+    except (OSError, ValueError, ConnectionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"task.source: {origin} ({task.name}) cannot be loaded: {reason}") from error
+    return datasets.DatasetDict(train=everything) if isinstance(everything, datasets.Dataset) else everything

@@ -28,6 +28,16 @@ class Table:
     label_names: tuple[str, ...]
 
 
+Unlabelled = tuple[Sequence[str], Iterable[Record]]  # columns of the texts, and the records
+
+
+def _no_others(task: TaskSettings, spec: TaskSpec, split: str) -> Unlabelled:
+    raise ConfigError(
+        f"transfer.splits: {split}: task.source {task.source} has no splits beside those of the task; name files in "
+        "transfer.files"
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """Where rows come from.
@@ -35,6 +45,8 @@ class Source:
     Attributes:
         read: Gives the rows.
         fingerprint: What identifies them: the content of files, or a name.
+        other_split: Gives the rows of a split that the task does not use, whatever labels they have.
+        other_fingerprint: What identifies such a split, beside what identifies the rows.
         own_data: Whether a user's own data can come from here.
         known_tasks: Whether the tasks of TASKS can.
         needs_folder: Whether `task.data_dir` must be given.
@@ -42,6 +54,8 @@ class Source:
 
     read: Callable[[TaskSettings, TaskSpec], Table]
     fingerprint: Callable[[TaskSettings, TaskSpec], list[str]]
+    other_split: Callable[[TaskSettings, TaskSpec, str], Unlabelled] = _no_others
+    other_fingerprint: Callable[[TaskSettings, TaskSpec, str], str] = lambda task, spec, split: split
     own_data: bool = False
     known_tasks: bool = True
     needs_folder: bool = False
