@@ -69,6 +69,9 @@ class TaskSettings:
     bad_rows: Literal["error", "skip"] = "error"  # skip: damaged rows are left out, counted and named in the log
     max_length: Annotated[int, Field(ge=8, le=512)] = 128  # word pieces a text (or pair) is cut to
     max_train_rows: Annotated[int, Field(ge=16)] | None = None  # a stratified part of train; null takes all
+    # what teacher and student learn of rare classes: rows count by the inverse of their class's share (weights), or
+    # logits learn to do without it (logits, logit adjustment); the score on frequent classes falls
+    balance: Literal["off", "weights", "logits"] = "off"
 
     @model_validator(mode="after")
     def _custom_fits(self) -> "TaskSettings":
@@ -279,6 +282,8 @@ class SupernetSettings:
     weight_decay: Weight = 0.01
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1  # share of all steps
     last_epochs: Natural = 0  # after these, on train's own rows alone, at half the rates
+    # the student is the running mean of its weights, each step forgotten after this share of all steps; 0: the last
+    averaging: Annotated[float, Field(ge=0, lt=1)] = 0.0
     # train a student without layers, too, and take it where it is as good on dev
     bag: bool = True
 

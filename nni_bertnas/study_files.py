@@ -180,6 +180,8 @@ def _misfits(study: Study) -> list[str]:
             problems.append(f"{part}.losses: {', '.join(wrong)} needs more than the hidden states that a cell has")
     if spec.regression and (wrong := [name for name in study.distill.losses if LOSSES[name].of_classes]):
         problems.append(f"distill.losses: {', '.join(wrong)} is not for regression, whose one score has no softmax")
+    if spec.regression and study.task.balance != "off":
+        problems.append("task.balance: is for classes; set off for scores")
     return problems + _pair_misfits(study, spec) + find_strategy(study.cell)[1].misfits(study.cell)
 
 

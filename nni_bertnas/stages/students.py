@@ -26,7 +26,7 @@ from nni_bertnas.student.build import Start, check_chain, new_student
 from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.student.cost import Call, count_flops, count_params, measure_latency_ms, model_call
 from nni_bertnas.tracking import Tracker
-from nni_bertnas.training.losses import LOSSES
+from nni_bertnas.training.losses import LOSSES, Balance
 from nni_bertnas.training.metrics import evaluate_classifier
 from nni_bertnas.training.student import StudentDistillation
 from nni_bertnas.training.texts import PIECES, TEXTS, distil_texts
@@ -170,10 +170,11 @@ class StudentMaker:
             distill=study.distill,
             settings=settings,
             spec=run.task,
+            balance=Balance.of(study.task.balance, run.data.splits["train"].labels, student.config.num_labels),
             steps=len(loader) * settings.epochs,
             freeze_embeddings=study.student.freeze_embeddings,
         )
-        best = KeepBest(metric, student)
+        best = KeepBest(metric, student, lambda: module.judged)
         callbacks = [best, EpochReport(lambda metrics: tracker.epoch(metrics, metric))]
         if settings.patience is not None:
             callbacks.append(pl.callbacks.EarlyStopping(metric, mode="max", patience=settings.patience))

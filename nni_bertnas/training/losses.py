@@ -30,16 +30,41 @@ class Output:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Balance:
+    """How the loss of labels makes up for rare classes.
+
+    Attributes:
+        weights: Of every class, `(num_labels,)`; None: all count alike.
+        offsets: Added to the logits, `(num_labels,)` (logit adjustment, Menon et al., arXiv 2007.07314, equation 10);
+            None: nothing is.
+    """
+
+    weights: Tensor | None = None
+    offsets: Tensor | None = None
+
+    @classmethod
+    def of(cls, kind: str, labels: Sequence[float], num_labels: int) -> "Balance":
+        """That of a `task.balance`, for the labels of train."""
+        if kind == "off":
+            return cls()
+        counts = torch.bincount(torch.tensor(labels, dtype=torch.int64), minlength=num_labels).clamp(min=1)
+        share = counts / counts.sum()
+        return cls(weights=1 / (num_labels * share)) if kind == "weights" else cls(offsets=share.log())
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scale:
     """What losses are measured by.
 
     Attributes:
         variances: Of the teacher's hidden states at the exit of every block, over the data.
         temperature: Over which logits are taken.
+        balance: Of the labels.
     """
 
     variances: Sequence[float] = ()
     temperature: float = 1.0
+    balance: Balance = Balance()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,24 +178,28 @@ def sentence_vector(output: Output, batch: Batch, scale: Scale) -> Tensor:
     return distance.sum() / known.sum().clamp(min=1)
 
 
-def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def label_loss(logits: Tensor, labels: Tensor, balance: Balance = Balance()) -> Tensor:
     """Mean loss of the rows that have a label; 0 if none has.
 
     Args:
         logits: `(batch, num_labels)`; one output for regression.
         labels: `(batch,)`; int64 class numbers, `UNLABELLED` for none, give cross-entropy; float32 scores, not-a-number
             for none, the mean squared error.
+        balance: Of classes; the mean is weighted by it.
     """
     if labels.is_floating_point():
         known = ~labels.isnan()
         return (logits[:, 0] - labels)[known].square().sum() / known.sum().clamp(min=1)
-    total = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
-    return total / (labels != UNLABELLED).sum().clamp(min=1)
+    weights, offsets = (None if one is None else one.to(logits) for one in (balance.weights, balance.offsets))
+    adjusted = logits if offsets is None else logits + offsets
+    total = F.cross_entropy(adjusted, labels, weights, ignore_index=UNLABELLED, reduction="sum")
+    known = labels[labels != UNLABELLED]
+    return total / (max(1, len(known)) if weights is None else weights[known].sum().clamp(min=1e-9))
 
 
 def _label(output: Output, batch: Batch, scale: Scale) -> Tensor:
     assert output.logits is not None and batch.labels is not None
-    return label_loss(output.logits, batch.labels)
+    return label_loss(output.logits, batch.labels, scale.balance)
 
 
 LOSSES: Mapping[str, Loss] = {

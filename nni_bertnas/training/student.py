@@ -7,16 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nni_bertnas.config import DistillSettings, SupernetSettings
 from nni_bertnas.data.batches import Batch, model_inputs
 from nni_bertnas.data.tasks import TaskSpec
-from nni_bertnas.training.losses import Output, Scale, weighted_losses
+from nni_bertnas.training.losses import Balance, Output, Scale, weighted_losses
 from nni_bertnas.training.metrics import Scorer
 from nni_bertnas.training.optimizers import RowSparseAdamW, adamw_linear, clip_gradients
 from nni_bertnas.training.trainer import pl
 from search_space.cells import Cell
 from search_space.student import StudentForSequenceClassification
+
+_AVERAGED_EVERY = 8  # steps, as a mean over a whole word matrix takes as long as a step
 
 
 class StudentDistillation(pl.LightningModule):
@@ -33,6 +36,7 @@ class StudentDistillation(pl.LightningModule):
         distill: The losses and their weights.
         settings: Of the training.
         spec: Of the task, whose metrics are logged on dev as `dev_<metric>`.
+        balance: Of the labels.
         steps: Optimiser steps in all.
         freeze_embeddings: Whether they are not trained.
     """
@@ -47,6 +51,7 @@ class StudentDistillation(pl.LightningModule):
         distill: DistillSettings,
         settings: SupernetSettings,
         spec: TaskSpec,
+        balance: Balance,
         steps: int,
         freeze_embeddings: bool = False,
     ) -> None:
@@ -55,13 +60,31 @@ class StudentDistillation(pl.LightningModule):
         self.edge_maps = nn.ModuleList(copy.deepcopy(cell.out) for cell in cells)
         self.vector_map = vector_map
         self.weights = {name: weight for name, weight in distill.losses.items() if weight}
-        self.scale = Scale(variances=variances, temperature=distill.temperature)
+        self.scale = Scale(variances=variances, temperature=distill.temperature, balance=balance)
         self.settings = settings
         self.scorer = Scorer(spec)
         self.steps = steps
         self.freeze_embeddings = freeze_embeddings
+        self._average: tuple[AveragedModel, ...] = ()  # in a tuple, lest it counts as a part of this module
         for table in student.tables:
             table.sparse = settings.sparse_embeddings  # its gradient; nothing that is saved
+
+    @property
+    def judged(self) -> nn.Module:
+        """What dev judges: the mean of the student's weights where the study asks for it, else the student."""
+        return self._average[0].module if self._average else self.student
+
+    def on_fit_start(self) -> None:
+        """Called by Lightning, the student on its device."""
+        if self.settings.averaging:
+            forgotten = 1 / max(1.0, self.settings.averaging * self.steps / _AVERAGED_EVERY)
+            mean = AveragedModel(self.student, multi_avg_fn=get_ema_multi_avg_fn(1 - forgotten))
+            self._average = (mean.eval(),)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Called by Lightning."""
+        if self._average and self.global_step % _AVERAGED_EVERY == 0:
+            self._average[0].update_parameters(self.student)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """The weighted sum of the losses of one batch; None where it has targets for none of them."""
@@ -79,7 +102,7 @@ class StudentDistillation(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collects predictions."""
-        self.scorer.add(self.student(**model_inputs(self.student, batch)).logits, batch.labels)
+        self.scorer.add(self.judged(**model_inputs(self.student, batch)).logits, batch.labels)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the task's metrics over all of dev."""

@@ -16,7 +16,7 @@ from nni_bertnas.data.task_data import TaskData
 from nni_bertnas.data.tasks import TaskSpec, task_note, task_spec
 from nni_bertnas.data.tokens import tokenize
 from nni_bertnas.errors import ConfigError
-from nni_bertnas.training.losses import label_loss
+from nni_bertnas.training.losses import Balance, label_loss
 from nni_bertnas.training.metrics import Scorer, evaluate_classifier
 from nni_bertnas.training.optimizers import adamw_linear
 from nni_bertnas.training.trainer import EpochReport, KeepBest, Report, fit, pl
@@ -85,16 +85,19 @@ def reorder_outputs(model: "PreTrainedModel", order: Sequence[int]) -> None:
 
 
 class _FineTuning(pl.LightningModule):
-    def __init__(self, model: "PreTrainedModel", settings: TeacherSettings, spec: TaskSpec, steps: int) -> None:
+    def __init__(
+        self, model: "PreTrainedModel", settings: TeacherSettings, spec: TaskSpec, balance: Balance, steps: int
+    ) -> None:
         super().__init__()
         self.model = model
+        self.balance = balance
         self.settings = settings
         self.scorer = Scorer(spec)
         self.steps = steps
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         assert batch.labels is not None
-        loss = label_loss(self.model(**model_inputs(self.model, batch)).logits, batch.labels)
+        loss = label_loss(self.model(**model_inputs(self.model, batch)).logits, batch.labels, self.balance)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch))
         return loss
 
@@ -165,7 +168,8 @@ def make_teacher(settings: TeacherSettings, task: TaskSettings, data: TaskData, 
     }
     if order is None:
         _new_head(model)
-        module = _FineTuning(model.train(), settings, spec, len(loaders["train"]) * settings.epochs)
+        balance = Balance.of(task.balance, data.splits["train"].labels, len(data.label_names))
+        module = _FineTuning(model.train(), settings, spec, balance, len(loaders["train"]) * settings.epochs)
         best = KeepBest(f"dev_{spec.metric}", model)
         fit(module, loaders["train"], loaders["dev"], settings.epochs, [best, EpochReport(report)])
     else:

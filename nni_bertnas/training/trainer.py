@@ -29,11 +29,17 @@ class EpochReport(pl.Callback):
 
 
 class KeepBest(pl.Callback):
-    """Remembers the weights of the epoch with the highest metric and puts them back when training ends."""
+    """Remembers the weights of the epoch with the highest metric and puts them into a model when training ends.
 
-    def __init__(self, metric: str, model: nn.Module) -> None:
+    Args:
+        metric: The higher, the better.
+        model: Takes the weights.
+        judged: Gives what the metric is of, a model of the same shape; None: it is the model itself.
+    """
+
+    def __init__(self, metric: str, model: nn.Module, judged: Callable[[], nn.Module] | None = None) -> None:
         self.metric = metric
-        self.model = model
+        self.model, self.judged = model, judged or (lambda: model)
         self.best = float("-inf")
         self.epoch = 0
         self._weights: dict[str, Any] = {}
@@ -43,7 +49,7 @@ class KeepBest(pl.Callback):
         value = float(trainer.callback_metrics[self.metric])
         if value > self.best:
             self.best, self.epoch = value, trainer.current_epoch
-            self._weights = copy.deepcopy(self.model.state_dict())
+            self._weights = copy.deepcopy(self.judged().state_dict())
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called by Lightning."""

@@ -29,7 +29,7 @@ def test_what_stands_behind_the_first_separator() -> None:
     rows = [[1, 4, 2, 2, 5, 2], [1, 2, 2, 4, 2], [1, 4, 5], [1, 2]]
     naive = [[int(2 in row[:place]) for place in range(len(row))] for row in rows]
     found = behind_separator(np.concatenate(rows), np.array(list(map(len, rows))), 2)
-    assert found.tolist() == sum(naive, [])
+    assert found.tolist() == [one for row in naive for one in row]
     assert not behind_separator(np.concatenate(rows), np.array(list(map(len, rows))), None).any()
 
 
