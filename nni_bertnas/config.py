@@ -186,9 +186,11 @@ class StudentSettings:
     hidden_size: Annotated[int, Field(ge=4)] = 192  # width of the cells; the teacher's width needs no maps
     embedding_size: Annotated[int, Field(ge=4)] = 128  # rank of the factorised word embedding
     freeze_embeddings: bool = False
-    head: str = "auto"  # a key of HEADS; auto: what was measured best for the task
-    # how a pair is read: both texts in one sequence, or each by itself through the same cells; auto: by task
-    encoding: Literal["auto", "joint", "separate"] = "auto"
+    # a key of HEADS; auto: what was measured best for the task; search: the supernet phase finds out
+    head: str = "auto"
+    # how a pair is read: both texts in one sequence, or each by itself through the same cells; auto: by task; search:
+    # the supernet phase finds out, the phases before go by auto
+    encoding: Literal["auto", "joint", "separate", "search"] = "auto"
     token_weights: bool = True  # a learned weight of every word piece in the head's means, started from its frequency
     # start of the word matrix: the teacher's input embeddings, or what the pretrained model makes of every word piece
     # alone; auto: output where the student has no cells
@@ -284,6 +286,7 @@ class SupernetSettings:
     last_epochs: Natural = 0  # after these, on train's own rows alone, at half the rates
     # the student is the running mean of its weights, each step forgotten after this share of all steps; 0: the last
     averaging: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    search_epochs: Positive = 1  # of training each head and encoding where these are searched
     # train a student without layers, too, and take it where it is as good on dev
     bag: bool = True
 

@@ -22,7 +22,7 @@ from nni_bertnas.errors import ConfigError, lookup
 from nni_bertnas.search.random_cells import BASELINES
 from nni_bertnas.search.strategies import STRATEGIES, find_strategy
 from nni_bertnas.store.layout import DTYPES
-from nni_bertnas.student.build import resolve_shape
+from nni_bertnas.student.build import list_shapes, resolve_shape
 from nni_bertnas.training.losses import LOSSES
 from nni_bertnas.training.optimizers import OPTIMIZERS
 from search_space.heads import HEADS
@@ -34,7 +34,7 @@ _TABLES: Mapping[str, Mapping[str, Any]] = {
     "task.source": SOURCES,
     "task.custom.metric": METRICS,
     "features.dtype": DTYPES,
-    "student.head": {"auto": None, **HEADS},
+    "student.head": {"auto": None, "search": None, **HEADS},
     "cell.strategy": STRATEGIES,
     "cell.optimizer": OPTIMIZERS,
     "cell.losses": LOSSES,
@@ -189,6 +189,12 @@ def _pair_misfits(study: Study, spec: TaskSpec) -> list[str]:
     """What is for pairs in a task of single texts, and ways to read pairs that do not go together."""
     shape, problems = resolve_shape(study.student, spec), []
     compares, separate = HEADS[shape.head].sides == 2, shape.encoding == "separate"
+    if "search" in (study.student.head, study.student.encoding) and len(list_shapes(study.student, spec)) == 1:
+        problems.append("student.head, student.encoding: there is nothing to search for single texts; set auto")
+    if spec.pairs and not compares and study.distill.losses.get("sentence_vector"):
+        problems.append(
+            "distill.losses: sentence_vector is, for pairs, for a head that compares; set student.head: auto"
+        )
     if compares and not spec.pairs:
         problems.append(f"student.head: {shape.head} is for pairs; set auto, or pool")
     if separate and not (spec.pairs and compares):

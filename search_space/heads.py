@@ -148,6 +148,30 @@ def split_pairs(mask: Tensor, second: Tensor, *values: Tensor) -> tuple[Tensor, 
     return *sides, torch.arange(order.shape[1], device=mask.device) < count
 
 
+class Joint(nn.Module):
+    """A pair is read as one sequence, so that each text is read in the light of the other."""
+
+    def forward(
+        self, input_ids: Tensor, mask: Tensor, token_type_ids: Tensor | None, second: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Ids, mask, types and where the second texts stand, each `(batch, seq)`: those of what is read.
+
+        Where the second texts stand is None where all of them come after all first ones, as sequences of their own.
+        """
+        return input_ids, mask, token_type_ids, second
+
+
+class Separate(nn.Module):
+    """Each text of a pair is read by itself; see :func:`split_pairs`."""
+
+    def forward(
+        self, input_ids: Tensor, mask: Tensor, token_type_ids: Tensor | None, second: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """See :class:`Joint`: `(2 * batch, side)`."""
+        input_ids, mask = split_pairs(mask, second, input_ids)
+        return input_ids, mask, None, None
+
+
 def weighted_mean(x: Tensor, share: Tensor) -> Tensor:
     """`(batch, seq, width)`, `(batch, seq)` -> `(batch, width)`."""
     return (share.unsqueeze(1) @ x).squeeze(1)
@@ -160,3 +184,4 @@ def maximum(side: Side) -> Tensor:
 
 
 HEADS: dict[str, type[Head]] = {"pool": Pool, "compare": Compare, "align": Align}
+ENCODINGS: dict[str, type[nn.Module]] = {"joint": Joint, "separate": Separate}

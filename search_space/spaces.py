@@ -10,7 +10,9 @@ from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
 from torch import Tensor, nn
 
 from .cells import Architecture, Cell, PickInputs
+from .heads import ENCODINGS, HEADS
 from .listing import Space
+from .student import StudentConfig, StudentForSequenceClassification
 
 
 class Mutables:
@@ -77,6 +79,29 @@ class CellSpace(ModelSpace):
     def forward(self, hidden: Sequence[Tensor], mask: Tensor, second: Tensor | None = None) -> list[Tensor]:
         """One hidden state per block, each `(batch, seq, teacher_hidden)`, to as many; masks `(batch, seq)`."""
         return [cell(x, mask, second) for cell, x in zip(self.cells, hidden, strict=True)]
+
+
+class StudentSpace(ModelSpace):
+    """How a whole student compares two texts: its head, and whether it reads them together or apart.
+
+    A sample is `head`, a key of `heads.HEADS`, and `encoding`, a key of `heads.ENCODINGS`.
+
+    Args:
+        config: Of the student; the two are chosen instead of its own.
+        heads: To choose from.
+        encodings: Likewise; a head of one side is always joint.
+    """
+
+    def __init__(self, config: StudentConfig, heads: Sequence[str], encodings: Sequence[str]) -> None:
+        super().__init__()
+        self.student = StudentForSequenceClassification(config)
+        width = self.student.classifier.in_features
+        self.student.pool = LayerChoice({one: HEADS[one](width, config.symmetric) for one in heads}, label="head")
+        self.student.encoding = LayerChoice({one: ENCODINGS[one]() for one in encodings}, label="encoding")
+
+    def forward(self, input_ids: Tensor, **inputs: Any) -> Any:
+        """As the student does."""
+        return self.student(input_ids, **inputs)
 
 
 class EveryInput(BaseSuperNetModule):

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Pretrai
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .cells import Cell, build_body
-from .heads import HEADS, Side, split_pairs, weighted_mean
+from .heads import ENCODINGS, HEADS, Separate, Side, weighted_mean
 
 
 class Embeddings(nn.Module):
@@ -105,7 +105,7 @@ class StudentConfig(PretrainedConfig):
         teacher_hidden_size: Width in which the embeddings are summed.
         embedding_size: Rank of the word embedding.
         head: A key of `heads.HEADS`.
-        encoding: How a pair is read: `joint`, both texts in one sequence, or `separate`, each by itself.
+        encoding: How a pair is read, a key of `heads.ENCODINGS`.
         symmetric: Whether a pair swapped has the same answer, where the head compares.
         token_weights: Whether every word piece has a learned weight in the head's means.
         static_path: Whether the word pieces' vectors lead past the cells into the head. Without cells they alone do.
@@ -184,6 +184,7 @@ class StudentForSequenceClassification(PreTrainedModel):
         past = config.static_path and config.cells
         self.static = nn.Linear(config.embedding_size, width, bias=False) if past else None
         self.token_weight = nn.Embedding(config.vocab_size, 1) if config.token_weights else None
+        self.encoding = ENCODINGS[config.encoding]()
         self.pool = HEADS[config.head](width, config.symmetric)
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(width, config.num_labels)
@@ -229,12 +230,10 @@ class StudentForSequenceClassification(PreTrainedModel):
             logits `(batch, num_labels)`, and what was asked for.
         """
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        second = self._second(input_ids, mask, token_type_ids)
-        separate = False
-        if second is not None and self.config.encoding == "separate":
-            separate = True
-            input_ids, mask = split_pairs(mask, second, input_ids)
-            token_type_ids = second = None
+        second, separate = self._second(input_ids, mask, token_type_ids), False
+        if second is not None and self.pool.sides == 2:
+            input_ids, mask, token_type_ids, second = self.encoding(input_ids, mask, token_type_ids, second)
+            separate = second is None
         side, exits = self._read(input_ids, mask, token_type_ids, second, first=int(separate))
         pooled, vectors = self.pool(self._sides(side, second))
         logits = self.classifier(self.dropout(pooled))
@@ -258,7 +257,7 @@ class StudentForSequenceClassification(PreTrainedModel):
         Returns:
             One vector per text, `(batch, width)`, and the hidden state at every block's exit.
         """
-        first = int(self.config.encoding == "separate")  # then the piece that opens a sequence is left out
+        first = int(isinstance(self.encoding, Separate))  # then the piece that opens a sequence is left out
         side, exits = self._read(input_ids[:, first:], attention_mask[:, first:].bool(), None, None, first=first)
         return weighted_mean(side[0], self.pool.shares(side)), exits
 

@@ -157,23 +157,8 @@ class Search:
     def run(
         self, space: CellSpace, evaluator: Any, strategy: Any, model_format: str, max_trials: int | None = None
     ) -> None:
-        """Run one `NasExperiment` in this process (NNI's sequential engine).
-
-        Args:
-            space: NNI's model space.
-            evaluator: NNI's.
-            strategy: NNI's.
-            model_format: `raw` for one-shot strategies, `simplified` for others.
-            max_trials: Samples at most; None: as many as the strategy makes.
-        """
-        config = NasExperimentConfig("sequential", model_format)
-        config.experiment_working_directory = str(self.folder.resolve())
-        config.max_trial_number = max_trials
-        experiment = NasExperiment(space, evaluator, strategy, config)
-        try:
-            experiment.run(port=0)
-        finally:
-            experiment.stop()
+        """See :func:`run_experiment`."""
+        run_experiment(space, evaluator, strategy, model_format, self.folder, max_trials)
 
     def run_trials(
         self, metric: Callable[[Mapping[str, Choice]], float], strategy: Any, max_trials: int | None
@@ -183,3 +168,26 @@ class Search:
             strategy = Chain(strategy, Filter(lambda model: self.affordable(model.sample), metric_for_invalid=FAILED))
         space = CellSpace.of(self.space, self.trainer.train.hidden_size, self.trainer.blocks)
         self.run(space, SampleEvaluator(metric), strategy, "simplified", max_trials)
+
+
+def run_experiment(
+    space: Any, evaluator: Any, strategy: Any, model_format: str, folder: Path, max_trials: int | None = None
+) -> None:
+    """Run one `NasExperiment` in this process (NNI's sequential engine).
+
+    Args:
+        space: NNI's model space.
+        evaluator: NNI's.
+        strategy: NNI's.
+        model_format: `raw` for one-shot strategies, `simplified` for others.
+        folder: Where NNI keeps its files.
+        max_trials: Samples at most; None: as many as the strategy makes.
+    """
+    config = NasExperimentConfig("sequential", model_format)
+    config.experiment_working_directory = str(folder.resolve())
+    config.max_trial_number = max_trials
+    experiment = NasExperiment(space, evaluator, strategy, config)
+    try:
+        experiment.run(port=0)
+    finally:
+        experiment.stop()

@@ -8,6 +8,7 @@ baselines later makes nothing anew.
 import itertools
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from nni_bertnas.artifacts import fingerprint
@@ -68,6 +69,7 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     match = matching(run, searched)
     baseline, number = read_name(unit["student"])
     maker = StudentMaker(run, unit["seed"])
+    maker.shape = replace(run.shape, **searched["shape"])
     candidates = _train(run, baseline, number, match, unit["student"])
     pl.seed_everything(unit["seed"], verbose=False)  # for what comes after, as of the searched student
     ratios = match.ratios(candidates) if baseline.by_block else [match.ratio(candidates)]

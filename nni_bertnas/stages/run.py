@@ -19,7 +19,7 @@ from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.search.strategies import list_spaces
 from nni_bertnas.stages import built_on
 from nni_bertnas.store.reader import FeatureStore
-from nni_bertnas.student.build import resolve_shape
+from nni_bertnas.student.build import list_shapes, resolve_shape
 from nni_bertnas.tracking import Channel, Tracker, Watcher, start_wandb
 from nni_bertnas.training.cells import CellTrainer
 from nni_bertnas.training.siamese import Siamese
@@ -88,6 +88,11 @@ class Run:
     def shape(self) -> StudentSettings:
         """Of the student, `auto` resolved."""
         return resolve_shape(self.study.student, self.task)
+
+    @cached_property
+    def shapes(self) -> list[StudentSettings]:
+        """Of the student: all that head and encoding are searched among, or one."""
+        return list_shapes(self.study.student, self.task)
 
     @property
     def separate(self) -> bool:

@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nni_bertnas.artifacts import fingerprint, state_fingerprint
-from nni_bertnas.config import to_dict
+from nni_bertnas.config import StudentSettings, SupernetSettings, to_dict
 from nni_bertnas.data.batches import make_loader, make_stream
 from nni_bertnas.data.tasks import task_note
 from nni_bertnas.data.tokens import tokenize
@@ -31,6 +32,7 @@ from nni_bertnas.training.metrics import evaluate_classifier
 from nni_bertnas.training.student import StudentDistillation
 from nni_bertnas.training.texts import PIECES, TEXTS, distil_texts
 from nni_bertnas.training.trainer import EpochReport, KeepBest, fit, pl
+from search_space.heads import HEADS
 from search_space.student import StudentForSequenceClassification
 
 _log = logging.getLogger(__name__)
@@ -47,10 +49,13 @@ class StudentMaker:
     Args:
         run: Of the study.
         seed: Of the end-to-end training.
+
+    Attributes:
+        shape: Of the students.
     """
 
     def __init__(self, run: Run, seed: int) -> None:
-        self.run, self.seed = run, seed
+        self.run, self.seed, self.shape = run, seed, run.shape
         self.start = time.perf_counter()
         pl.seed_everything(seed, verbose=False)
         self.teacher, self.tokenizer = run.load_teacher()
@@ -86,7 +91,7 @@ class StudentMaker:
         settings, both = self.run.study.general, nn.ModuleDict({"student": student, "vector_map": vector_map})
         state = both.state_dict()
         touched = {name: state[name] for name in state if not name.startswith(_UNTOUCHED) or name.startswith(_WEIGH)}
-        start = fingerprint(to_dict(settings), self.seed, state_fingerprint(touched))
+        start = fingerprint(to_dict(settings), self.seed, self.shape.encoding, state_fingerprint(touched))
         file = self._general / f"student-{start}.safetensors"
         if file.is_file():
             both.load_state_dict(load_file(file), strict=False)
@@ -101,7 +106,7 @@ class StudentMaker:
 
     def new_student(self, candidates: Sequence[Candidate]) -> StudentForSequenceClassification:
         """A student of an architecture, its cells fresh; see :func:`~nni_bertnas.student.build.new_student`."""
-        return new_student(self.run.shape, self.start_of_students, self._layered(candidates))
+        return new_student(self.shape, self.start_of_students, self._layered(candidates))
 
     def call(self, model: nn.Module) -> Call:
         """A forward pass of teacher or student on such rows as the task has."""
@@ -128,8 +133,9 @@ class StudentMaker:
         Returns:
             What the result says of it.
         """
-        model, trained = self._distil(candidates, tracker)
+        model, trained = self._distil(candidates, self.run.study.supernet, tracker)
         sides = self._compare(model)
+        start, self.start = self.start, time.perf_counter()
         model.save_pretrained(folder / STUDENT)
         self.tokenizer.save_pretrained(folder / STUDENT)
         return {
@@ -137,18 +143,29 @@ class StudentMaker:
             "student_kind": kind,
             "architecture": [dict(one.architecture) for one in candidates],
             "depths": [one.depth for one in candidates],
+            "shape": {"head": self.shape.head, "encoding": self.shape.encoding},
             "block_scores": [one.score for one in candidates],
             **trained,
             **sides,
             "speedup": sides["teacher"]["latency_ms"] / sides["student"]["latency_ms"],
             "latency_threads": self.run.study.supernet.latency_threads,
-            "seconds": time.perf_counter() - self.start,
+            "seconds": self.start - start,
         }
 
+    def judge(self, candidates: Sequence[Candidate], shape: StudentSettings) -> float:
+        """How good a student of a shape is on dev, higher is better, after `supernet.search_epochs`."""
+        supernet = self.run.study.supernet
+        short = replace(supernet, epochs=supernet.search_epochs, last_epochs=0, patience=None)
+        before, self.shape = self.shape, shape
+        best: float = self._distil(candidates, short, Tracker())[1]["best"]
+        self.shape = before
+        return best
+
     def _distil(
-        self, candidates: Sequence[Candidate], tracker: Tracker
+        self, candidates: Sequence[Candidate], settings: SupernetSettings, tracker: Tracker
     ) -> tuple[StudentForSequenceClassification, dict[str, Any]]:
-        run, study, settings = self.run, self.run.study, self.run.study.supernet
+        run, study = self.run, self.run.study
+        pl.seed_everything(self.seed, verbose=False)
         metric, cells = f"dev_{run.task.metric}", [one.trained for one in self._layered(candidates)]
         student = self.new_student(candidates)
         student.load_cells(cells)
@@ -159,8 +176,10 @@ class StudentMaker:
         self._distil_texts(student, vector_map)
         general_seconds = time.perf_counter() - before
         needed = {LOSSES[name].needs for name, weight in study.distill.losses.items() if weight}
-        vectors = "vectors" in needed
-        sources = all_rows(run, hidden="hidden" in needed and len(cells) > 0, vectors=vectors)
+        vectors = "vectors" in needed and HEADS[self.shape.head].sides == (2 if run.task.pairs else 1)
+        # Where head and encoding are searched, pairs may be read otherwise than the stored hidden states were.
+        alike = (self.shape.encoding == "separate") == run.separate
+        sources = all_rows(run, hidden="hidden" in needed and len(cells) > 0 and alike, vectors=vectors)
         loader = make_stream(sources, settings.batch_size, seed=self.seed, epoch_rows=settings.epoch_rows)
         module = StudentDistillation(
             student,
@@ -184,12 +203,16 @@ class StudentMaker:
             last = make_loader(own_rows(run, vectors=vectors), settings.batch_size, shuffle=True, seed=self.seed)
             module.begin_last(len(last) * settings.last_epochs)
             fit(module.train(), last, self.dev_loader, settings.last_epochs, callbacks[:2], precision=precision)
-        made = {"chain_difference": difference, "epoch_of_best": best.epoch, "general_seconds": general_seconds}
-        return student.eval(), made
+        return student.eval(), {
+            "chain_difference": difference,
+            "best": best.best,
+            "epoch_of_best": best.epoch,
+            "general_seconds": general_seconds,
+        }
 
     def _layered(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
         """The candidates; none where none has a layer and the word pieces' vectors lead past them."""
-        return candidates if any(one.depth for one in candidates) or not self.run.shape.static_path else ()
+        return candidates if any(one.depth for one in candidates) or not self.shape.static_path else ()
 
     def _compare(self, student: StudentForSequenceClassification) -> dict[str, dict[str, Any]]:
         """Scores and costs of teacher and student, their latencies measured in turns."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from nni_bertnas.artifacts import fingerprint
 from nni_bertnas.config import to_dict
 from nni_bertnas.errors import PhaseError
+from nni_bertnas.search.shapes import search_shapes, shape_name
 from nni_bertnas.stages.cells import load_ranked, read_rankings
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, load, stage_fingerprint
@@ -26,7 +27,7 @@ BAG = "bag"
 
 def _fingerprint(run: Run, unit: Unit) -> str:
     study = run.study
-    parts = [to_dict(part) for part in (run.shape, study.supernet, study.distill)]
+    parts = [to_dict(part) for part in (*run.shapes, study.supernet, study.distill)]
     made = [stage_fingerprint(run, name) for name in ("augment", "pairs", "corrupt") if load(name).units(run)]
     general = [stage_fingerprint(run, "general"), to_dict(study.general)] if run.general_rows else []
     blocks = [ranking["fingerprint"] for ranking in read_rankings(run)]
@@ -36,15 +37,22 @@ def _fingerprint(run: Run, unit: Unit) -> str:
 def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     maker = StudentMaker(run, unit["seed"])
     blocks = load_ranked(run)
-    chosen = choose(maker, blocks)
-    candidates = [candidates[index] for candidates, index in zip(blocks, chosen.choice, strict=True)]
+    chosen, candidates = choose(maker, blocks)
+    searched = {}
+    if len(run.shapes) > 1:
+        searched = search_shapes(
+            run.shapes,
+            maker.new_student(candidates).config,
+            lambda shape: maker.judge(candidates, shape),
+            run.nni / "inner",
+        )
+        maker.shape = max(run.shapes, key=lambda shape: searched[shape_name(shape)])
+        chosen, candidates = choose(maker, blocks)  # as one head is slower than another
     result = maker.train(candidates, SEARCHED, folder / SEARCHED, tracker)
     kept, metric = SEARCHED, f"dev_{run.task.metric}"
     if run.study.supernet.bag and run.shape.static_path and any(one.depth for one in candidates):
         width = run.train.hidden_size, run.study.student.hidden_size
-        bag = StudentMaker(run, unit["seed"]).train(
-            [no_layer().fresh(*width) for _ in blocks], BAG, folder / BAG, Tracker()
-        )
+        bag = maker.train([no_layer().fresh(*width) for _ in blocks], BAG, folder / BAG, Tracker())
         sides = {name: one["student"] for name, one in ((SEARCHED, result), (BAG, bag))}
         if sides[BAG][metric] >= sides[SEARCHED][metric]:  # layers have to earn their latency
             kept, result = BAG, bag
@@ -52,10 +60,10 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     (folder / kept / STUDENT).rename(folder / STUDENT)
     for name in (SEARCHED, BAG):
         shutil.rmtree(folder / name, ignore_errors=True)
-    return {"selection": asdict(chosen), "kept": kept, **result}
+    return {"selection": asdict(chosen), "kept": kept, **({"shapes": searched} if searched else {}), **result}
 
 
-def choose(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]]) -> Combination:
+def choose(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]]) -> tuple[Combination, list[Candidate]]:
     """The best combination whose student, built and measured, is within the budget.
 
     Candidates are measured here side by side with the teacher, as what was measured in trials that ran at the same
@@ -95,7 +103,7 @@ def choose(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]]) -> Combin
         if (budget.max_latency_ms is None or measured["student"] <= budget.max_latency_ms) and (
             budget.min_speedup is None or measured["teacher"] / measured["student"] >= budget.min_speedup
         ):
-            return combination
+            return combination, picked
         if layered:
             correction = max(correction, measured["student"] / combination.latency_ms)
         _log.info("%s takes %.2f ms, %.2f estimated", combination.choice, measured["student"], combination.latency_ms)
@@ -111,11 +119,13 @@ def _calls(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]]) -> tuple[
     """A forward pass of the teacher, of a student without cells, and of every cell; what the second one has."""
     lengths, width = maker.lengths, maker.run.study.student.hidden_size
     nothing = no_layer()
-    empty = new_student(maker.run.shape, maker.start_of_students, [nothing for _ in blocks])
+    empty = new_student(maker.shape, maker.start_of_students, [nothing for _ in blocks])
     calls = {"teacher": maker.call(maker.teacher), "base": maker.call(empty)}
     for block, candidates in enumerate(blocks):
         for index, one in enumerate(candidates):
-            calls[f"{block}.{index}"] = cell_call(one.trained.body, width, lengths, sides=1 + maker.run.separate)
+            calls[f"{block}.{index}"] = cell_call(
+                one.trained.body, width, lengths, sides=1 + (maker.shape.encoding == "separate")
+            )
     return calls, replace(nothing, num_params=count_params(empty))
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _SMOOTH = 1e-3
+_ENCODINGS: tuple[Literal["joint", "separate"], ...] = ("joint", "separate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +45,32 @@ class Start:
 
 
 def resolve_shape(settings: StudentSettings, spec: TaskSpec) -> StudentSettings:
-    """The settings with what was measured best for the task in place of `auto`."""
-    head = settings.head if settings.head != "auto" else "align" if spec.pairs else "pool"
-    if settings.encoding != "auto":
+    """The settings with what was measured best for the task in place of `auto`, and of `search`, which starts there."""
+    head = settings.head if settings.head in HEADS else "align" if spec.pairs else "pool"
+    if settings.encoding in _ENCODINGS:
         return replace(settings, head=head)
     return replace(settings, head=head, encoding="separate" if spec.symmetric and HEADS[head].sides == 2 else "joint")
+
+
+def list_shapes(settings: StudentSettings, spec: TaskSpec) -> list[StudentSettings]:
+    """The shapes that a search of head and encoding has to choose from, the one it starts from first; else one."""
+    start = resolve_shape(settings, spec)
+    heads = [name for name, kind in HEADS.items() if kind.sides == 1 or spec.pairs]
+    tried = [
+        resolve_shape(
+            replace(
+                settings,
+                head=head if settings.head == "search" else settings.head,
+                encoding=encoding if settings.encoding == "search" and spec.pairs else settings.encoding,
+            ),
+            spec,
+        )
+        for head in heads
+        for encoding in _ENCODINGS
+    ]
+    return list(
+        dict.fromkeys([start, *(one for one in tried if HEADS[one.head].sides == 2 or one.encoding == "joint")])
+    )
 
 
 def new_student(

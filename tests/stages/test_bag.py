@@ -23,7 +23,7 @@ def bag(built_copy: Path) -> Run:
         built_copy,
         cell={"strategy": "random", "operations": ["convolution_3", "convolution_5"], "epochs": 1},
         block={"no_layer": True},
-        supernet={"bag": True, "last_epochs": 1, "budget": {"max_params": 7000}},
+        supernet={"bag": True, "epochs": 20, "learning_rate": 1e-2, "last_epochs": 1, "budget": {"max_params": 7000}},
     )
     all_units(run, "cell", "block", "supernet")
     return run

@@ -200,3 +200,20 @@ def test_the_scorer_reads_pairs_as_the_model_does(finished: Run) -> None:
     batches = [tokens.batch([number]) for number in range(len(tokens))]
     scores = evaluate_classifier(predictor.model, batches, finished.task)
     assert scores == pytest.approx(finished.read("teacher")[split], abs=5e-3)
+
+
+def test_head_and_encoding_are_searched_through_nni(finished: Run) -> None:
+    study = finished.study
+    searching = dataclasses.replace(study.student, head="search", encoding="search")
+    supernet = dataclasses.replace(study.supernet, epochs=2, epoch_rows=800, search_epochs=1)
+    run = Run(dataclasses.replace(study, student=searching, supernet=supernet))
+    assert find(run, "features") is not None  # the phases before are as they were
+    result = ensure(run, "supernet", {"seed": 1})
+    assert set(result["shapes"]) == {
+        "pool_joint", "compare_joint", "compare_separate", "align_joint", "align_separate"
+    }  # fmt: skip
+    best = max(result["shapes"], key=result["shapes"].get)
+    assert "{head}_{encoding}".format(**result["shape"]) == best
+    student = StudentForSequenceClassification.from_pretrained(run.folder("supernet", {"seed": 1}) / "student")
+    assert f"{student.config.head}_{student.config.encoding}" == best
+    assert result["student"][f"dev_{run.task.metric}"] > 0.5
