@@ -16,6 +16,7 @@ from nni_bertnas.errors import CandidateError
 from nni_bertnas.machine import mixed_precision
 from nni_bertnas.store.reader import FeatureStore
 from nni_bertnas.training.cells import CellLoss, CellTrainer
+from nni_bertnas.training.probes import Probes
 from nni_bertnas.training.trainer import EpochReport, Report, trainer_options
 
 _log = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class DistillationEvaluator(Lightning):
         dev: Features of the split that scores.
         edges: Layer numbers of the blocks' edges, one more than there are blocks.
         settings: Of the training; its gradient clip is for multi-trial strategies, DARTS and its kin have their own.
+        probes: Of the teacher's edges, where a loss asks for them.
         precision: Of the training, as in :func:`~nni_bertnas.machine.mixed_precision`.
         seed: Of the order, the choice and the split.
         report: Takes the metrics of every epoch.
@@ -93,6 +95,7 @@ class DistillationEvaluator(Lightning):
         dev: FeatureStore,
         edges: Sequence[int],
         settings: TrainingSettings | None = None,
+        probes: Probes | None = None,
         precision: str = "float32",
         seed: int = 0,
         report: Report = lambda metrics: None,
@@ -102,7 +105,14 @@ class DistillationEvaluator(Lightning):
     ) -> None:
         settings = settings or TrainingSettings()
         self.cells = CellTrainer(
-            train=train, dev=dev, edges=edges, settings=settings, precision=precision, seed=seed, report=report
+            train=train,
+            dev=dev,
+            edges=edges,
+            settings=settings,
+            probes=probes,
+            precision=precision,
+            seed=seed,
+            report=report,
         )
         rows = self.cells.rows
         held = round(architecture_share * len(rows))

@@ -116,6 +116,7 @@ class Search:
             dev=trainer.dev,
             edges=trainer.edges,
             settings=trainer.settings,
+            probes=trainer.probes,
             precision=trainer.precision,
             seed=trainer.seed,
             report=trainer.report,

@@ -90,6 +90,7 @@ STAGE = Stage(
     make=_make,
     describe=describe,
     parameters={"block": int},
+    needs=lambda run, unit: [("probes", {})] if run.probed else [],
     check=lambda run, unit: run.check_block(unit["block"]),
     metrics=metrics,
     optimize="minimize",

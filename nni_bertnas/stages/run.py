@@ -22,6 +22,7 @@ from nni_bertnas.store.reader import FeatureStore
 from nni_bertnas.student.build import list_shapes, resolve_shape
 from nni_bertnas.tracking import Channel, Tracker, Watcher, start_wandb
 from nni_bertnas.training.cells import CellTrainer
+from nni_bertnas.training.probes import Probes
 from nni_bertnas.training.siamese import Siamese
 from search_space.listing import Space
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 Unit = Mapping[str, Any]  # the parameters of one unit of work: whole numbers and texts; none where there is one alone
 Result = dict[str, Any]  # what `result.json` holds
 ANSWERS = "answers.npz"  # beside the features: how a siamese teacher's answers come out of them
+PROBES = "probes.npz"  # in the folder of the stage probes
 _SECONDS = "seconds.json"
 
 
@@ -112,6 +114,26 @@ class Run:
         return (20_000 if self.task.pairs else 0) if rows is None else rows
 
     @property
+    def probed(self) -> bool:
+        """Whether any loss asks for the answers of probes."""
+        study = self.study
+        return any(part.losses.get("probe") for part in (study.cell, study.block, study.distill))
+
+    @cached_property
+    def probes(self) -> Probes | None:
+        """Of the teacher's edges; None where no loss asks for them.
+
+        Raises:
+            PhaseError: They are not made yet.
+        """
+        if not self.probed:
+            return None
+        file = self.folder("probes") / PROBES
+        if not file.is_file():
+            raise PhaseError(f"{file} is missing; make it with: bertnas probes STUDY")
+        return Probes.load(file)
+
+    @property
     def num_blocks(self) -> int:
         """Into how many the teacher is cut."""
         return self.study.teacher.blocks
@@ -187,6 +209,7 @@ class Run:
             train=self.train,
             dev=self.dev,
             edges=self.edges[first : first + blocks + 1],
+            probes=self.probes,
             settings=settings,
             precision=self.study.student.precision,
             seed=seed,
@@ -221,7 +244,7 @@ class Run:
     def refresh(self) -> None:
         """Forget what was read from results, as one was made anew."""
         self.fingerprints.clear()
-        for name in ("edges", "train", "dev"):
+        for name in ("edges", "train", "dev", "probes"):
             self.__dict__.pop(name, None)
 
     def discard_from(self, stage: str) -> None:

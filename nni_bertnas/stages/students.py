@@ -190,6 +190,7 @@ class StudentMaker:
             settings=settings,
             spec=run.task,
             balance=Balance.of(study.task.balance, run.data.splits["train"].labels, student.config.num_labels),
+            probes=run.probes,
             steps=len(loader) * settings.epochs,
             freeze_embeddings=study.student.freeze_embeddings,
         )

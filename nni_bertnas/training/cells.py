@@ -18,6 +18,7 @@ from nni_bertnas.store.reader import FeatureDataset, FeatureStore
 from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.training.losses import Output, Scale, masked_absolute_sum, weighted_losses
 from nni_bertnas.training.optimizers import OPTIMIZERS, adamw_linear
+from nni_bertnas.training.probes import Probes
 from nni_bertnas.training.trainer import EpochReport, Report, fit, pl
 from search_space.cells import Cell
 
@@ -32,11 +33,12 @@ class CellLoss:
     Args:
         settings: Of the training.
         variances: Of every block's targets.
+        probes: Of every block's exit, where a loss asks for them.
     """
 
-    def __init__(self, settings: TrainingSettings, variances: Sequence[float]) -> None:
+    def __init__(self, settings: TrainingSettings, variances: Sequence[float], probes: Probes | None = None) -> None:
         self.settings = settings
-        self.scale = Scale(variances=variances)
+        self.scale = Scale(variances=variances, probes=probes)
 
     def __call__(self, outputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """What the cells made of the hidden states at their entries, and the batch with all edges' -> a scalar."""
@@ -131,6 +133,7 @@ class CellTrainer:
         dev: Features of the split that scores.
         edges: Layer numbers of the blocks' edges, one more than there are blocks.
         settings: Of the training.
+        probes: Of the teacher's edges, where a loss asks for them.
         precision: See :func:`~nni_bertnas.machine.mixed_precision`.
         seed: Of the order of the rows and of their choice.
         report: Takes the metrics of every epoch.
@@ -143,14 +146,18 @@ class CellTrainer:
         dev: FeatureStore,
         edges: Sequence[int],
         settings: TrainingSettings,
+        probes: Probes | None = None,
         precision: str = "float32",
         seed: int = 0,
         report: Report = lambda metrics: None,
     ) -> None:
-        self.train, self.dev, self.edges = train, dev, tuple(edges)
+        self.train, self.dev, self.edges, self.probes = train, dev, tuple(edges), probes
         self.settings, self.precision, self.seed, self.report = settings, precision, seed, report
         self.rows = np.random.default_rng(seed).permutation(train.rows)[: settings.max_rows]
-        self.loss = CellLoss(settings, [train.variance(edge) for edge in self.edges[1:]])
+        exits = self.edges[1:]
+        self.loss = CellLoss(
+            settings, [train.variance(edge) for edge in exits], None if probes is None else probes.of(exits)
+        )
         self._maps: dict[tuple[int, int], tuple[Tensor, ...]] = {}  # a search starts many cells from the same
 
     @property

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from nni_bertnas.data.batches import Batch
 from nni_bertnas.data.rows import UNLABELLED
+from nni_bertnas.training.probes import Probes
 
 _PART = 32  # units of a part whose relations are compared
 
@@ -60,11 +61,13 @@ class Scale:
         variances: Of the teacher's hidden states at the exit of every block, over the data.
         temperature: Over which logits are taken.
         balance: Of the labels.
+        probes: Of the exit of every block.
     """
 
     variances: Sequence[float] = ()
     temperature: float = 1.0
     balance: Balance = Balance()
+    probes: Probes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +146,24 @@ def _relations(x: Tensor, mask: Tensor) -> Tensor:
     return products.masked_fill(~mask[:, None, None], torch.finfo(x.dtype).min).log_softmax(-1)
 
 
+def probe(output: Output, batch: Batch, scale: Scale) -> Tensor:
+    """How differently the probe of a block's exit reads the student and the teacher, by the probe's quality.
+
+    Cross-entropy against the probe's soft labels (AdaBERT, arXiv 2001.04246, equations 2 and 3), less the entropy of
+    these, so that 0 is the least; of scores the squared error. Mean over rows.
+    """
+    assert scale.probes is not None
+    mask, probes = batch.mask if batch.hidden_mask is None else batch.hidden_mask, scale.probes
+    losses = []
+    for number, (student, target) in enumerate(zip(output.hidden, batch.hidden, strict=True)):
+        own, wanted = (probes.read(number, x, mask) for x in (student, target))
+        if own.shape[1] == 1:
+            losses.append(F.mse_loss(own, wanted))
+        else:
+            losses.append(F.kl_div(own.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="batchmean"))
+    return (torch.stack(losses) * probes.quality.to(losses[0])).sum()
+
+
 def logit_mse(output: Output, batch: Batch, scale: Scale) -> Tensor:
     """Mean squared error of logits over the temperature; mean over all entries of rows that the teacher answers."""
     made, targets = _answered(output, batch)
@@ -208,6 +229,7 @@ LOSSES: Mapping[str, Loss] = {
     "label": Loss(compute=_label, needs="labels"),
     "hidden_mse": Loss(compute=hidden_mse, needs="hidden"),
     "hidden_relation": Loss(compute=hidden_relation, needs="hidden"),
+    "probe": Loss(compute=probe, needs="hidden"),
     "sentence_vector": Loss(compute=sentence_vector, needs="vectors"),
 }
 

@@ -15,6 +15,7 @@ from nni_bertnas.data.tasks import TaskSpec
 from nni_bertnas.training.losses import Balance, Output, Scale, weighted_losses
 from nni_bertnas.training.metrics import Scorer
 from nni_bertnas.training.optimizers import RowSparseAdamW, adamw_linear, clip_gradients
+from nni_bertnas.training.probes import Probes
 from nni_bertnas.training.trainer import pl
 from search_space.cells import Cell
 from search_space.student import StudentForSequenceClassification
@@ -37,6 +38,7 @@ class StudentDistillation(pl.LightningModule):
         settings: Of the training.
         spec: Of the task, whose metrics are logged on dev as `dev_<metric>`.
         balance: Of the labels.
+        probes: Of the exit of every block, where a loss asks for them.
         steps: Optimiser steps in all.
         freeze_embeddings: Whether they are not trained.
     """
@@ -52,6 +54,7 @@ class StudentDistillation(pl.LightningModule):
         settings: SupernetSettings,
         spec: TaskSpec,
         balance: Balance,
+        probes: Probes | None = None,
         steps: int,
         freeze_embeddings: bool = False,
     ) -> None:
@@ -60,7 +63,7 @@ class StudentDistillation(pl.LightningModule):
         self.edge_maps = nn.ModuleList(copy.deepcopy(cell.out) for cell in cells)
         self.vector_map = vector_map
         self.weights = {name: weight for name, weight in distill.losses.items() if weight}
-        self.scale = Scale(variances=variances, temperature=distill.temperature, balance=balance)
+        self.scale = Scale(variances=variances, temperature=distill.temperature, balance=balance, probes=probes)
         self.settings = settings
         self.scorer = Scorer(spec)
         self.steps = steps

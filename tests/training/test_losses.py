@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,11 @@ from nni_bertnas.training.losses import (
     soft_cross_entropy,
     weighted_losses,
 )
+from nni_bertnas.training.probes import Probes
 
+PROBES = Probes(
+    edges=(1, 2), weights=torch.ones(2, 5, 3), biases=torch.zeros(2, 5), quality=torch.ones(2), separate=False
+)
 MASK = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]).bool()
 
 
@@ -105,6 +111,7 @@ def whole_batch() -> tuple[Output, Batch]:
 def test_the_weighted_sum_is_the_sum_of_the_weighted() -> None:
     output, batch = whole_batch()
     scale, weights = Scale(variances=[2.0, 3.0]), {name: 0.5 + number for number, name in enumerate(LOSSES)}
+    scale = replace(scale, probes=PROBES)
     total, parts = weighted_losses(weights, output, batch, scale)
     assert list(parts) == list(LOSSES)
     assert parts == {name: loss.compute(output, batch, scale) for name, loss in LOSSES.items()}
@@ -116,5 +123,5 @@ def test_a_loss_is_passed_over_where_its_target_is_missing(name: str) -> None:
     output, batch = whole_batch()
     setattr(batch, LOSSES[name].needs, [] if LOSSES[name].needs == "hidden" else None)
     weights = dict.fromkeys(LOSSES, 1.0)
-    _, parts = weighted_losses(weights, output, batch, Scale(variances=[2.0, 3.0]))
+    _, parts = weighted_losses(weights, output, batch, Scale(variances=[2.0, 3.0], probes=PROBES))
     assert set(parts) == {one for one, loss in LOSSES.items() if loss.needs != LOSSES[name].needs}
