@@ -175,7 +175,7 @@ def _misfits(study: Study) -> list[str]:
     if own is not None and own.metric is not None and (own.kind == "regression") != METRICS[own.metric].of_scores:
         problems.append(f"task.custom.metric: {own.metric} does not suit {own.kind}")
     for part in ("cell", "block"):
-        wrong = [name for name in getattr(study, part).losses if LOSSES[name].needs != "hidden"]
+        wrong = [name for name in getattr(study, part).losses if LOSSES[name].needs not in ("hidden", "entries")]
         if wrong:
             problems.append(f"{part}.losses: {', '.join(wrong)} needs more than the hidden states that a cell has")
     if spec.regression and (wrong := [name for name in study.distill.losses if LOSSES[name].of_classes]):

@@ -28,6 +28,7 @@ class Batch:
         vectors: The teacher's sentence vectors, `(sides * batch, hidden)`, all first texts before all second ones.
         hidden: The teacher's hidden states at some edges, each `(batch, seq, hidden)` in single precision, or, of pairs
             read separately, `(2 * batch, side, hidden)`.
+        entries: The hidden states at the entries of the blocks that end there; None where they were not read.
         hidden_mask: Which of them are of word pieces, `(batch, seq)` or `(2 * batch, side)`.
         second: `(batch, seq)`, bool, true in the second text of a pair; None where there are no pairs.
         part: Of the data, e.g. train or architecture, to tell loaders apart.
@@ -40,6 +41,7 @@ class Batch:
     logits: Tensor | None = None
     vectors: Tensor | None = None
     hidden: list[Tensor] = dataclasses.field(default_factory=list)
+    entries: Sequence[Tensor | None] = ()
     hidden_mask: Tensor | None = None
     second: Tensor | None = None
     part: str = "train"

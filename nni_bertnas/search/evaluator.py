@@ -17,6 +17,7 @@ from nni_bertnas.machine import mixed_precision
 from nni_bertnas.store.reader import FeatureStore
 from nni_bertnas.training.cells import CellLoss, CellTrainer
 from nni_bertnas.training.probes import Probes
+from nni_bertnas.training.relations import Attention
 from nni_bertnas.training.trainer import EpochReport, Report, trainer_options
 
 _log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class SupernetDistillation(LightningModule):
         return outputs
 
     def _loss(self, batch: Batch) -> Tensor:
-        return self.loss(self(batch.hidden[:-1], batch.mask, batch.second), batch)
+        return self.loss(self.model.cells, batch, lambda: self(batch.hidden[:-1], batch.mask, batch.second))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch, logged under the name of its part of the data."""
@@ -80,6 +81,7 @@ class DistillationEvaluator(Lightning):
         edges: Layer numbers of the blocks' edges, one more than there are blocks.
         settings: Of the training; its gradient clip is for multi-trial strategies, DARTS and its kin have their own.
         probes: Of the teacher's edges, where a loss asks for them.
+        attention: Of the teacher behind every block's entry, likewise.
         precision: Of the training, as in :func:`~nni_bertnas.machine.mixed_precision`.
         seed: Of the order, the choice and the split.
         report: Takes the metrics of every epoch.
@@ -96,6 +98,7 @@ class DistillationEvaluator(Lightning):
         edges: Sequence[int],
         settings: TrainingSettings | None = None,
         probes: Probes | None = None,
+        attention: Attention | None = None,
         precision: str = "float32",
         seed: int = 0,
         report: Report = lambda metrics: None,
@@ -110,6 +113,7 @@ class DistillationEvaluator(Lightning):
             edges=edges,
             settings=settings,
             probes=probes,
+            attention=attention,
             precision=precision,
             seed=seed,
             report=report,

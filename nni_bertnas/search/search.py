@@ -117,6 +117,7 @@ class Search:
             edges=trainer.edges,
             settings=trainer.settings,
             probes=trainer.probes,
+            attention=trainer.attention,
             precision=trainer.precision,
             seed=trainer.seed,
             report=trainer.report,

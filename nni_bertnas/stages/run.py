@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from nni_bertnas.student.build import list_shapes, resolve_shape
 from nni_bertnas.tracking import Channel, Tracker, Watcher, start_wandb
 from nni_bertnas.training.cells import CellTrainer
 from nni_bertnas.training.probes import Probes
+from nni_bertnas.training.relations import Attention
 from nni_bertnas.training.siamese import Siamese
 from search_space.listing import Space
 
@@ -133,6 +134,13 @@ class Run:
             raise PhaseError(f"{file} is missing; make it with: bertnas probes STUDY")
         return Probes.load(file)
 
+    def attention(self, edges: Sequence[int]) -> Attention | None:
+        """Of the teacher behind some edges; None where no loss asks for it."""
+        parts = self.study.cell, self.study.block, self.study.distill
+        if not any(part.losses.get(name) for part in parts for name in ("attention_relation", "value_relation")):
+            return None
+        return Attention.of(self.load_encoder() or self.load_teacher()[0], edges)
+
     @property
     def num_blocks(self) -> int:
         """Into how many the teacher is cut."""
@@ -205,10 +213,12 @@ class Run:
             seed: Of order and choice of the rows.
             blocks: How many.
         """
+        edges = self.edges[first : first + blocks + 1]
         return CellTrainer(
             train=self.train,
             dev=self.dev,
-            edges=self.edges[first : first + blocks + 1],
+            edges=edges,
+            attention=self.attention(edges[:-1]),
             probes=self.probes,
             settings=settings,
             precision=self.study.student.precision,

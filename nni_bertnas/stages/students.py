@@ -179,7 +179,7 @@ class StudentMaker:
         vectors = "vectors" in needed and HEADS[self.shape.head].sides == (2 if run.task.pairs else 1)
         # Where head and encoding are searched, pairs may be read otherwise than the stored hidden states were.
         alike = (self.shape.encoding == "separate") == run.separate
-        sources = all_rows(run, hidden="hidden" in needed and len(cells) > 0 and alike, vectors=vectors)
+        sources = all_rows(run, hidden=bool(needed & {"hidden", "entries"}) and len(cells) > 0 and alike, vectors=vectors)
         loader = make_stream(sources, settings.batch_size, seed=self.seed, epoch_rows=settings.epoch_rows)
         module = StudentDistillation(
             student,
@@ -191,6 +191,7 @@ class StudentMaker:
             spec=run.task,
             balance=Balance.of(study.task.balance, run.data.splits["train"].labels, student.config.num_labels),
             probes=run.probes,
+            attention=run.attention(run.edges[:-1]),
             steps=len(loader) * settings.epochs,
             freeze_embeddings=study.student.freeze_embeddings,
         )

@@ -3,7 +3,7 @@
 import itertools
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.training.losses import Output, Scale, masked_absolute_sum, weighted_losses
 from nni_bertnas.training.optimizers import OPTIMIZERS, adamw_linear
 from nni_bertnas.training.probes import Probes
+from nni_bertnas.training.relations import Attention, captured
 from nni_bertnas.training.trainer import EpochReport, Report, fit, pl
 from search_space.cells import Cell
 
@@ -34,16 +35,35 @@ class CellLoss:
         settings: Of the training.
         variances: Of every block's targets.
         probes: Of every block's exit, where a loss asks for them.
+        attention: Of the teacher behind every block's entry, likewise.
     """
 
-    def __init__(self, settings: TrainingSettings, variances: Sequence[float], probes: Probes | None = None) -> None:
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        variances: Sequence[float],
+        probes: Probes | None = None,
+        attention: Attention | None = None,
+    ) -> None:
         self.settings = settings
-        self.scale = Scale(variances=variances, probes=probes)
+        self.scale = Scale(variances=variances, probes=probes, attention=attention)
 
-    def __call__(self, outputs: Sequence[Tensor], batch: Batch) -> Tensor:
-        """What the cells made of the hidden states at their entries, and the batch with all edges' -> a scalar."""
-        targets = replace(batch, hidden=batch.hidden[1:])
-        return weighted_losses(self.settings.losses, Output(hidden=outputs), targets, self.scale)[0]
+    def __call__(
+        self, cells: Sequence[nn.Module], batch: Batch, forward: Callable[[], Sequence[Tensor]] | None = None
+    ) -> Tensor:
+        """Of what the cells make of the hidden states at their entries: a scalar.
+
+        Args:
+            cells: One per block.
+            batch: With the hidden states at all edges.
+            forward: What lets the cells run; None: they are called one after another.
+        """
+        with captured(cells) as attention:
+            outputs = [cell(x, batch.mask, batch.second) for cell, x in zip(cells, batch.hidden[:-1], strict=True)
+                       ] if forward is None else forward()  # fmt: skip
+        targets = replace(batch, hidden=batch.hidden[1:], entries=batch.hidden[:-1] if self.scale.attention else ())
+        made = Output(hidden=outputs, attention=attention)
+        return weighted_losses(self.settings.losses, made, targets, self.scale)[0]
 
     def optimizer(self, parameters: Iterable[nn.Parameter], steps: int) -> dict[str, Any]:
         """The optimiser with a linear schedule over so many steps, as Lightning takes it."""
@@ -61,8 +81,7 @@ class _Together(pl.LightningModule):
         self.steps = steps
 
     def _loss(self, batch: Batch) -> Tensor:
-        outputs = [cell(x, batch.mask, batch.second) for cell, x in zip(self.cells, batch.hidden[:-1], strict=True)]
-        return self.loss(outputs, batch)
+        return self.loss(list(self.cells), batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self._loss(batch)
@@ -77,8 +96,7 @@ class _Beside(_Together):
     """Trains candidates of one block, each as if it were alone: they share the batches only."""
 
     def _loss(self, batch: Batch) -> Tensor:
-        entry = batch.hidden[0]
-        return torch.stack([self.loss([cell(entry, batch.mask, batch.second)], batch) for cell in self.cells]).sum()
+        return torch.stack([self.loss([cell], batch) for cell in self.cells]).sum()
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
@@ -134,6 +152,7 @@ class CellTrainer:
         edges: Layer numbers of the blocks' edges, one more than there are blocks.
         settings: Of the training.
         probes: Of the teacher's edges, where a loss asks for them.
+        attention: Of the teacher behind every block's entry, likewise.
         precision: See :func:`~nni_bertnas.machine.mixed_precision`.
         seed: Of the order of the rows and of their choice.
         report: Takes the metrics of every epoch.
@@ -147,16 +166,17 @@ class CellTrainer:
         edges: Sequence[int],
         settings: TrainingSettings,
         probes: Probes | None = None,
+        attention: Attention | None = None,
         precision: str = "float32",
         seed: int = 0,
         report: Report = lambda metrics: None,
     ) -> None:
-        self.train, self.dev, self.edges, self.probes = train, dev, tuple(edges), probes
+        self.train, self.dev, self.edges, self.probes, self.attention = train, dev, tuple(edges), probes, attention
         self.settings, self.precision, self.seed, self.report = settings, precision, seed, report
         self.rows = np.random.default_rng(seed).permutation(train.rows)[: settings.max_rows]
         exits = self.edges[1:]
         self.loss = CellLoss(
-            settings, [train.variance(edge) for edge in exits], None if probes is None else probes.of(exits)
+            settings, [train.variance(edge) for edge in exits], None if probes is None else probes.of(exits), attention
         )
         self._maps: dict[tuple[int, int], tuple[Tensor, ...]] = {}  # a search starts many cells from the same
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from nni_bertnas.data.batches import Batch
 from nni_bertnas.data.rows import UNLABELLED
 from nni_bertnas.training.probes import Probes
+from nni_bertnas.training.relations import Attention, divergence
 
 _PART = 32  # units of a part whose relations are compared
 
@@ -23,11 +24,14 @@ class Output:
         logits: `(batch, num_labels)`; None of cells.
         vectors: One per text, in the teacher's width, `(sides * batch, teacher_hidden)`.
         hidden: At the exit of every block, in the teacher's width, each `(batch, seq, teacher_hidden)`.
+        attention: Query, key and value of every block's first attention, `(3, batch, seq, width)`; None where it has
+            none.
     """
 
     logits: Tensor | None = None
     vectors: Tensor | None = None
     hidden: Sequence[Tensor] = ()
+    attention: Sequence[Tensor | None] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +66,14 @@ class Scale:
         temperature: Over which logits are taken.
         balance: Of the labels.
         probes: Of the exit of every block.
+        attention: Of the teacher, behind the entry of every block.
     """
 
     variances: Sequence[float] = ()
     temperature: float = 1.0
     balance: Balance = Balance()
     probes: Probes | None = None
+    attention: Attention | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +87,7 @@ class Loss:
     """
 
     compute: Callable[[Output, Batch, Scale], Tensor]
-    needs: Literal["logits", "vectors", "hidden", "labels"]
+    needs: Literal["logits", "vectors", "hidden", "entries", "labels"]
     of_classes: bool = False
 
     def applies(self, batch: Batch) -> bool:
@@ -144,6 +150,29 @@ def _relations(x: Tensor, mask: Tensor) -> Tensor:
     parts = x.unflatten(-1, (max(1, x.shape[-1] // _PART), -1)).transpose(1, 2)
     products = parts @ parts.transpose(2, 3) / parts.shape[-1] ** 0.5
     return products.masked_fill(~mask[:, None, None], torch.finfo(x.dtype).min).log_softmax(-1)
+
+
+def attention_relation(output: Output, batch: Batch, scale: Scale) -> Tensor:
+    """How differently query and key of a block's attention relate to one another (MiniLM, equation 3)."""
+    return _attention_divergence(output, batch, scale, (0, 1))
+
+
+def value_relation(output: Output, batch: Batch, scale: Scale) -> Tensor:
+    """How differently the values of a block's attention relate to one another (MiniLM, equations 6 to 8)."""
+    return _attention_divergence(output, batch, scale, (2, 2))
+
+
+def _attention_divergence(output: Output, batch: Batch, scale: Scale, parts: tuple[int, int]) -> Tensor:
+    """Mean over the blocks that have attention of the divergence from the teacher's next layer; 0 if none has."""
+    assert scale.attention is not None
+    mask = batch.mask if batch.hidden_mask is None else batch.hidden_mask
+    losses = []
+    for number, (made, entry) in enumerate(zip(output.attention, batch.entries, strict=True)):
+        if made is not None and entry is not None:
+            target = scale.attention.project(number, entry)
+            own, wanted = ((x[parts[0]], x[parts[1]]) for x in (made, target))
+            losses.append(divergence(own, wanted, mask, scale.attention.heads))
+    return torch.stack(losses).mean() if losses else 0.0 * output.hidden[0].sum()
 
 
 def probe(output: Output, batch: Batch, scale: Scale) -> Tensor:
@@ -229,6 +258,8 @@ LOSSES: Mapping[str, Loss] = {
     "label": Loss(compute=_label, needs="labels"),
     "hidden_mse": Loss(compute=hidden_mse, needs="hidden"),
     "hidden_relation": Loss(compute=hidden_relation, needs="hidden"),
+    "attention_relation": Loss(compute=attention_relation, needs="entries"),
+    "value_relation": Loss(compute=value_relation, needs="entries"),
     "probe": Loss(compute=probe, needs="hidden"),
     "sentence_vector": Loss(compute=sentence_vector, needs="vectors"),
 }

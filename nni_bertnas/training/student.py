@@ -16,6 +16,7 @@ from nni_bertnas.training.losses import Balance, Output, Scale, weighted_losses
 from nni_bertnas.training.metrics import Scorer
 from nni_bertnas.training.optimizers import RowSparseAdamW, adamw_linear, clip_gradients
 from nni_bertnas.training.probes import Probes
+from nni_bertnas.training.relations import Attention, captured
 from nni_bertnas.training.trainer import pl
 from search_space.cells import Cell
 from search_space.student import StudentForSequenceClassification
@@ -39,6 +40,7 @@ class StudentDistillation(pl.LightningModule):
         spec: Of the task, whose metrics are logged on dev as `dev_<metric>`.
         balance: Of the labels.
         probes: Of the exit of every block, where a loss asks for them.
+        attention: Of the teacher behind the entry of every block, likewise.
         steps: Optimiser steps in all.
         freeze_embeddings: Whether they are not trained.
     """
@@ -55,6 +57,7 @@ class StudentDistillation(pl.LightningModule):
         spec: TaskSpec,
         balance: Balance,
         probes: Probes | None = None,
+        attention: Attention | None = None,
         steps: int,
         freeze_embeddings: bool = False,
     ) -> None:
@@ -63,7 +66,9 @@ class StudentDistillation(pl.LightningModule):
         self.edge_maps = nn.ModuleList(copy.deepcopy(cell.out) for cell in cells)
         self.vector_map = vector_map
         self.weights = {name: weight for name, weight in distill.losses.items() if weight}
-        self.scale = Scale(variances=variances, temperature=distill.temperature, balance=balance, probes=probes)
+        self.scale = Scale(
+            variances=variances, temperature=distill.temperature, balance=balance, probes=probes, attention=attention
+        )
         self.settings = settings
         self.scorer = Scorer(spec)
         self.steps = steps
@@ -91,11 +96,14 @@ class StudentDistillation(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """The weighted sum of the losses of one batch; None where it has targets for none of them."""
-        output = self.student(**model_inputs(self.student, batch), output_hidden_states=True)
+        with captured(list(self.student.cells)) as attention:
+            output = self.student(**model_inputs(self.student, batch), output_hidden_states=True)
         exits = output.hidden_states if batch.hidden else ()  # augmented rows have no targets for them
         mapped = [edge_map(x) for edge_map, x in zip(self.edge_maps, exits, strict=False)]
         vectors = None if batch.vectors is None else self.vector_map(output.vectors)
-        made = Output(logits=output.logits, vectors=vectors, hidden=mapped)
+        made = Output(logits=output.logits, vectors=vectors, hidden=mapped, attention=attention)
+        if self.scale.attention is not None and batch.hidden:  # the first block's entry is not read
+            batch = replace(batch, entries=[None, *batch.hidden[:-1]])
         loss, parts = weighted_losses(self.weights, made, batch, self.scale)
         if not parts:
             return None

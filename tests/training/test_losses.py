@@ -19,10 +19,12 @@ from nni_bertnas.training.losses import (
     weighted_losses,
 )
 from nni_bertnas.training.probes import Probes
+from nni_bertnas.training.relations import Attention
 
 PROBES = Probes(
     edges=(1, 2), weights=torch.ones(2, 5, 3), biases=torch.zeros(2, 5), quality=torch.ones(2), separate=False
 )
+ATTENTION = Attention(weights=[[torch.eye(3)] * 3] * 2, biases=[[torch.zeros(3)] * 3] * 2, heads=1)
 MASK = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]).bool()
 
 
@@ -102,16 +104,20 @@ def whole_batch() -> tuple[Output, Batch]:
     torch.manual_seed(0)
     hidden = list(torch.randn(2, 2, 4, 3).unbind(0))
     output = Output(
-        logits=torch.randn(2, 5), vectors=torch.randn(2, 3), hidden=[torch.randn(2, 4, 3), torch.randn(2, 4, 3)]
+        logits=torch.randn(2, 5),
+        vectors=torch.randn(2, 3),
+        hidden=[torch.randn(2, 4, 3), torch.randn(2, 4, 3)],
+        attention=[torch.randn(3, 2, 4, 3), None],
     )
     labels, vectors = torch.tensor([1, 3]), torch.randn(2, 3)
-    return output, Batch(mask=MASK, logits=torch.randn(2, 5), labels=labels, vectors=vectors, hidden=hidden)
+    logits, entries = torch.randn(2, 5), [torch.randn(2, 4, 3), None]
+    return output, Batch(mask=MASK, logits=logits, labels=labels, vectors=vectors, hidden=hidden, entries=entries)
 
 
 def test_the_weighted_sum_is_the_sum_of_the_weighted() -> None:
     output, batch = whole_batch()
     scale, weights = Scale(variances=[2.0, 3.0]), {name: 0.5 + number for number, name in enumerate(LOSSES)}
-    scale = replace(scale, probes=PROBES)
+    scale = replace(scale, probes=PROBES, attention=ATTENTION)
     total, parts = weighted_losses(weights, output, batch, scale)
     assert list(parts) == list(LOSSES)
     assert parts == {name: loss.compute(output, batch, scale) for name, loss in LOSSES.items()}
@@ -121,7 +127,7 @@ def test_the_weighted_sum_is_the_sum_of_the_weighted() -> None:
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_is_passed_over_where_its_target_is_missing(name: str) -> None:
     output, batch = whole_batch()
-    setattr(batch, LOSSES[name].needs, [] if LOSSES[name].needs == "hidden" else None)
+    setattr(batch, LOSSES[name].needs, [] if LOSSES[name].needs in ("hidden", "entries") else None)
     weights = dict.fromkeys(LOSSES, 1.0)
-    _, parts = weighted_losses(weights, output, batch, Scale(variances=[2.0, 3.0], probes=PROBES))
+    _, parts = weighted_losses(weights, output, batch, Scale(variances=[2.0, 3.0], probes=PROBES, attention=ATTENTION))
     assert set(parts) == {one for one, loss in LOSSES.items() if loss.needs != LOSSES[name].needs}
