@@ -179,7 +179,9 @@ class StudentMaker:
         vectors = "vectors" in needed and HEADS[self.shape.head].sides == (2 if run.task.pairs else 1)
         # Where head and encoding are searched, pairs may be read otherwise than the stored hidden states were.
         alike = (self.shape.encoding == "separate") == run.separate
-        sources = all_rows(run, hidden=bool(needed & {"hidden", "entries"}) and len(cells) > 0 and alike, vectors=vectors)
+        sources = all_rows(
+            run, hidden=bool(needed & {"hidden", "entries"}) and len(cells) > 0 and alike, vectors=vectors
+        )
         loader = make_stream(sources, settings.batch_size, seed=self.seed, epoch_rows=settings.epoch_rows)
         module = StudentDistillation(
             student,

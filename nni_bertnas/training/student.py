@@ -55,7 +55,7 @@ class StudentDistillation(pl.LightningModule):
         distill: DistillSettings,
         settings: SupernetSettings,
         spec: TaskSpec,
-        balance: Balance,
+        balance: Balance = Balance(),  # noqa: B008 (frozen)
         probes: Probes | None = None,
         attention: Attention | None = None,
         steps: int,

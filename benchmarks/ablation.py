@@ -1,0 +1,164 @@
+"""What each part of a student's training gives: every one taken away, or put in, alone.
+
+    python benchmarks/ablation.py --glue GLUE_FOLDER [--tasks stsb mrpc cola] [--seeds 0] [--parts full "no pairs"]
+
+The architecture is the one that the task's study chose (benchmarks/students.py, budget of ten times the teacher's
+speed; made where it is missing). Its cells are trained anew for every part that touches them, with the settings of the
+study. Scores are on GLUE's dev files (glue_dev). What is finished is reused. Raw results go to
+benchmarks/results/ablation.json; the last line is one JSON object. About three minutes per part and seed on two cores.
+"""
+
+import dataclasses
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from common import RESULTS, Results, change, finish, glue_study, make_stages, options_parser, start
+
+from nni_bertnas.config import BudgetSettings, Study
+from nni_bertnas.stages.baselines import train_cells
+from nni_bertnas.stages.cells import load_ranked
+from nni_bertnas.stages.run import Run
+from nni_bertnas.stages.stage import ensure, stage_fingerprint
+from nni_bertnas.stages.students import StudentMaker
+from nni_bertnas.student.candidates import Candidate
+from nni_bertnas.tracking import Tracker
+from search_space.cells import spell
+
+_ROWS = ("general", "pairs", "corrupt", "probes")  # stages beside teacher and features that a student learns from
+_OFF = {"bm25": 0, "near": 0, "beyond": 0, "random": 0}
+
+
+def main() -> None:
+    """Train the students, write the results, print the figures."""
+    parser = options_parser(__doc__, tasks=("stsb", "mrpc", "cola"), seeds=(0,))
+    parser.add_argument("--parts", nargs="+", help="names of parts; without it all")
+    arguments = parser.parse_args()
+    start(arguments.threads)
+    results = Results(RESULTS / "ablation.json")
+    for name in arguments.tasks:
+        study = glue_study(name, arguments.glue)
+        chosen = architecture(study)
+        layered = any(one.depth for one in chosen)
+        for part, sections in parts(Run(study), layered).items():
+            if arguments.parts and part not in arguments.parts:
+                continue
+            for seed in arguments.seeds:
+                key = f"{name} / {part} / {seed}"
+                if key not in results:
+                    results[key] = row(changed(study, part, sections), chosen, seed)
+                print(key, results.data[key], flush=True)
+    finish(summary(results.data))
+
+
+def architecture(study: Study) -> list[Candidate]:
+    """What the study chose under a budget of ten times the teacher's speed."""
+    run = Run(change(study, supernet={"budget": BudgetSettings(min_speedup=10.0)}))
+    make_stages(run, "teacher", "features", "general", "cell", "block", "pairs", "corrupt")
+    choice = ensure(run, "supernet", {"seed": study.seed})["selection"]["choice"]
+    return [candidates[index] for candidates, index in zip(load_ranked(run), choice, strict=True)]
+
+
+def parts(run: Run, layered: bool) -> dict[str, dict[str, Any]]:
+    """The changes of the study by name; of cells only where there are any."""
+    losses = run.study.distill.losses
+    found: dict[str, dict[str, Any]] = {
+        "full": {},
+        "no token weights": {"student": {"token_weights": False}},
+        "matrix from the inputs": {"student": {"embedding_start": "input"}},
+        "matrix from the outputs": {"student": {"embedding_start": "output"}},
+        "with sentence vectors": {"distill": {"losses": {**losses, "sentence_vector": 0.1}}},
+        "no label term": {"distill": {"losses": {**losses, "label": 0.0}}},
+        "with averaging": {"supernet": {"averaging": 0.05}},
+    }
+    if run.task.pairs:
+        found |= {
+            "head pool": {"student": {"head": "pool"}},
+            "head compare": {"student": {"head": "compare"}},
+            "no pairs": {"pairs": _OFF},
+            "with transfer": {"transfer": {"reviews": 10_000}},
+            "no pre-distillation": {"general": {"rows": 0}},
+            "no last epochs": {"supernet": {"last_epochs": 0}},
+            "answers cross": {"teacher": {"kind": "cross"}},
+            "answers siamese": {"teacher": {"kind": "siamese"}},
+        }
+    else:
+        found |= {
+            "no corruptions": {"augment": {"corruptions": 0}},
+            "no transfer": {"transfer": {"reviews": 0}},
+            "with pre-distillation": {"general": {"rows": 20_000}},
+        }
+    if layered:
+        found |= {
+            "no hidden states": {"distill": {"losses": {**losses, "hidden_mse": 0.0}}},
+            "with probes": {
+                "block": {"losses": {"hidden_mse": 1.0, "probe": 0.1}},
+                "distill": {"losses": {**losses, "probe": 0.1}},
+            },
+        }
+    return found
+
+
+def changed(study: Study, part: str, sections: Mapping[str, Any]) -> Run:
+    """The study with a part changed, in a folder of its own where the features are others; the teacher is the same."""
+    own, other = Run(study), Run(change(study, **sections))
+    if stage_fingerprint(own, "features") == stage_fingerprint(other, "features"):
+        return other
+    run = Run(dataclasses.replace(other.study, name=f"{study.name}-{part.replace(' ', '_')}"))
+    if not run.folder("teacher").exists():
+        shutil.copytree(own.folder("teacher"), run.folder("teacher"))
+    return run
+
+
+def row(run: Run, chosen: Sequence[Candidate], seed: int) -> dict[str, Any]:
+    """What is kept of one student."""
+    before = time.perf_counter()
+    make_stages(run, "teacher", "features", *_ROWS)
+    made = time.perf_counter()
+    sizes = run.train.hidden_size, run.study.student.hidden_size
+    layered = any(one.depth for one in chosen)
+    cells = train_cells(run, chosen) if layered else [one.fresh(*sizes) for one in chosen]
+    trained = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        result = StudentMaker(run, seed).train(cells, "ablation", Path(folder), Tracker())
+    scores = {name: value for name, value in result["student"].items() if name.startswith(("dev_", "glue_dev"))}
+    return {
+        **scores,
+        "cells": [spell(one.architecture) for one in chosen],
+        "rows_seconds": made - before,
+        "cells_seconds": trained - made,
+        "general_seconds": result["general_seconds"],
+        "seconds": result["seconds"],
+        "latency_ms": result["student"]["latency_ms"],
+        "speedup": result["speedup"],
+    }
+
+
+def summary(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean over seeds by task and part, in percent, and its difference from the whole."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for key, one in found.items():
+        task, part, _ = key.split(" / ")
+        groups.setdefault((task, part), []).append(one)
+    means = {
+        group: {name: 100 * mean(one[name] for one in rows) for name in rows[0] if name.startswith("glue_dev")}
+        for group, rows in groups.items()
+    }
+    return {
+        f"{task}, {part}": {
+            "seeds": len(groups[task, part]),
+            **{name: round(value, 2) for name, value in own.items()},
+            "against_full": {
+                name: round(value - means[task, "full"][name], 2) for name, value in own.items()
+            } if (task, "full") in means else None,
+        }
+        for (task, part), own in means.items()
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
