@@ -104,6 +104,15 @@ class GeneralSettings:
     epochs: Positive = 3
     batch_size: Positive = 32  # texts
     learning_rate: Rate = 2e-3  # peak
+    # of so many hidden states are stored, too, and the block phase trains its cells on them before it sees the task's,
+    # as long as on those, once for all studies that come to equal cells (not with block.start: cell); 0: none
+    cells: Natural = 0
+
+    @model_validator(mode="after")
+    def _cells_fit(self) -> "GeneralSettings":
+        if self.rows is not None and self.cells > self.rows:
+            raise ValueError(f"cells must be at most rows, {self.rows}, got {self.cells}")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -62,6 +62,39 @@ def write_tiny_task(folder: Path, num_train: int = 240, num_dev: int = 40) -> Pa
     return folder
 
 
+def pair(generator: np.random.Generator) -> tuple[str, str, int]:
+    """Two texts of six words, and how many clues the second holds."""
+    first = generator.choice(WORDS[10:], 6)
+    clues = int(generator.integers(0, 6))
+    second = np.concatenate([generator.choice(WORDS[:10], clues), generator.choice(WORDS[10:], 6 - clues)])
+    return " ".join(first), " ".join(generator.permutation(second)), clues
+
+
+def write_scores(folder: Path) -> dict:
+    """STS-B's layout."""
+    generator = np.random.default_rng(0)
+    columns = [
+        "index",
+        "genre",
+        "filename",
+        "year",
+        "old_index",
+        "source1",
+        "source2",
+        "sentence1",
+        "sentence2",
+        "score",
+    ]
+    (folder / "STS-B").mkdir(parents=True)
+    for name, count in (("train.tsv", 300), ("dev.tsv", 60)):
+        lines = ["\t".join(columns)]
+        for number in range(count):
+            first, second, clues = pair(generator)
+            lines.append("\t".join([str(number), *["x"] * 6, first, second, f"{clues:.3f}"]))
+        (folder / "STS-B" / name).write_text("\n".join(lines) + "\n")
+    return {"name": "stsb", "source": "glue", "data_dir": str(folder), "max_length": 32}
+
+
 def tiny_study_fields(root: Path) -> dict:
     """Plain data of a study that runs in seconds; its files lie under `root`."""
     model, data = root / "model", root / "data"

@@ -15,7 +15,7 @@ from nni_bertnas.artifacts import fingerprint
 from nni_bertnas.errors import CandidateError, ConfigError, PhaseError, lookup
 from nni_bertnas.search.random_cells import ATTEMPTS, BASELINES, Baseline, Matching, latency_cost, params_cost
 from nni_bertnas.search.strategies import OneShotOptions, find_strategy
-from nni_bertnas.stages.cells import load_ranked, starts_fresh
+from nni_bertnas.stages.cells import general_cells, load_ranked, starts_fresh, starts_general
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, find
 from nni_bertnas.stages.students import StudentMaker, describe, metrics
@@ -149,7 +149,8 @@ def train_cells(run: Run, drawn: Sequence[Candidate]) -> list[Candidate]:
     for block, one in enumerate(found):
         pl.seed_everything(run.seed(block), verbose=False)
         trainer = run.trainer(block, study.block, Tracker(), seed=run.seed(block))
-        trained = trainer.train_on([one], width, fresh=fresh)
+        start = general_cells(run, block, [one]) if starts_general(run) else [one]
+        trained = trainer.train_on(start, width, fresh=fresh and not starts_general(run))
         if not trained:
             raise CandidateError(f"{one}: its block score is no number")
         found[block] = trained[0]

@@ -7,9 +7,9 @@ from pathlib import Path
 from nni_bertnas.artifacts import fingerprint
 from nni_bertnas.config import to_dict
 from nni_bertnas.errors import PhaseError
-from nni_bertnas.stages.cells import describe, metrics, read_candidates, starts_fresh
+from nni_bertnas.stages.cells import describe, general_cells, metrics, read_candidates, starts_fresh, starts_general
 from nni_bertnas.stages.run import Result, Run, Unit
-from nni_bertnas.stages.stage import Stage
+from nni_bertnas.stages.stage import Stage, stage_fingerprint
 from nni_bertnas.student.candidates import Candidate, no_layer, save_candidates, time_together
 from nni_bertnas.tracking import Tracker
 from nni_bertnas.training.trainer import pl
@@ -29,7 +29,9 @@ def _cells(run: Run, block: int) -> dict[int, Result]:
 def _fingerprint(run: Run, unit: Unit) -> str:
     study = run.study
     searches = sorted(result["fingerprint"] for result in _cells(run, unit["block"]).values())
-    return fingerprint(searches, study.seed, study.student.precision, to_dict(study.block))
+    parts = searches, study.seed, study.student.precision, to_dict(study.block)
+    general = [stage_fingerprint(run, "general")] if starts_general(run) else []
+    return fingerprint(*parts, *general)
 
 
 def choose(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
@@ -67,7 +69,9 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     pl.seed_everything(run.seed(block), verbose=False)
     trainer = run.trainer(block, study.block, tracker, seed=run.seed(block))
     fresh = starts_fresh(run)
-    if not fresh:
+    if starts_general(run):
+        chosen, plain, fresh = general_cells(run, block, chosen), general_cells(run, block, plain), False
+    elif not fresh:
         folders = {depth: run.folder("cell", {"block": block, "depth": depth}) for depth in found}
         chosen = [one.load(folders[one.depth], teacher_size, width) for one in chosen]
         for one in plain:
@@ -90,7 +94,10 @@ STAGE = Stage(
     make=_make,
     describe=describe,
     parameters={"block": int},
-    needs=lambda run, unit: [("probes", {})] if run.probed else [],
+    needs=lambda run, unit: [
+        *([("probes", {})] if run.probed else []),
+        *([("general", {})] if starts_general(run) else []),
+    ],
     check=lambda run, unit: run.check_block(unit["block"]),
     metrics=metrics,
     optimize="minimize",

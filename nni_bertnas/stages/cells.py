@@ -1,14 +1,25 @@
 """What the stages have in common whose results are ranked candidates of one block."""
 
-import numpy as np
+from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
+from safetensors.torch import load_file
+
+from nni_bertnas.artifacts import fingerprint
+from nni_bertnas.config import to_dict
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.search.search import Costs, Search
 from nni_bertnas.search.strategies import find_strategy
+from nni_bertnas.stages.general import general_folder, save_shared
 from nni_bertnas.stages.run import Result, Run
+from nni_bertnas.store.reader import FeatureStore
 from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.student.cost import operation_costs
 from nni_bertnas.tracking import Tracker
+from nni_bertnas.training.cells import CellTrainer
+from nni_bertnas.training.texts import TEXTS
+from nni_bertnas.training.trainer import pl
 from search_space.cells import spell
 
 
@@ -68,6 +79,43 @@ def starts_fresh(run: Run) -> bool:
     """Whether the block phase trains cells from random layers, and not from the weights that the search left."""
     start, seen, num_rows = run.study.block.start, run.study.cell.max_rows, len(run.train.rows)
     return start == "fresh" or (start == "auto" and 2 * (seen or num_rows) < num_rows)
+
+
+def starts_general(run: Run) -> bool:
+    """Whether the block phase's cells start from what they learnt on general text."""
+    return run.study.general.cells > 0 and run.study.block.start != "cell"
+
+
+def general_cells(run: Run, block: int, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates with cells that were trained on general text; what starts alike is trained once.
+
+    Args:
+        run: Of the study.
+        block: Number of the block.
+        candidates: Of any weights.
+    """
+    study, folder = run.study, general_folder(run)
+    assert folder is not None
+    store, sizes = FeatureStore(folder / TEXTS), (run.train.hidden_size, run.study.student.hidden_size)
+    edges, settings = run.edges[block : block + 2], replace(study.block, losses={"hidden_mse": 1.0}, max_rows=None)
+    found = []
+    for one in candidates:
+        mark = fingerprint(one.shape, sizes, edges, to_dict(settings), study.student.precision, study.seed)
+        file = folder / f"cell-{mark}.safetensors"
+        pl.seed_everything(run.seed(block), verbose=False)
+        fresh = one.fresh(*sizes)
+        if file.is_file():
+            fresh.trained.load_state_dict(load_file(file))
+        else:
+            trainer = CellTrainer(
+                train=store, dev=run.dev, edges=edges, settings=settings, precision=study.student.precision,
+                seed=run.seed(block),
+            )  # fmt: skip
+            trainer.start_maps([fresh.trained])
+            trainer.fit_candidates([fresh.trained.train()], settings.epochs)
+            save_shared(fresh.trained.state_dict(), file)
+        found.append(fresh)
+    return found
 
 
 def read_rankings(run: Run) -> list[Result]:

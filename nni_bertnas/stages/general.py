@@ -3,11 +3,15 @@
 Made once per model and text, in a folder that all studies of a `runs_dir` share; the result names it.
 """
 
+import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
+from safetensors.torch import save_file
+from torch import Tensor
 
 from nni_bertnas.artifacts import atomic_folder, fingerprint, read_result
 from nni_bertnas.data.models import load_encoder, load_tokenizer, resolve_model, weights_fingerprint
@@ -15,8 +19,9 @@ from nni_bertnas.data.rows import UNLABELLED, Rows
 from nni_bertnas.data.task_data import data_fingerprint
 from nni_bertnas.data.texts import general_fingerprint, general_texts
 from nni_bertnas.data.tokens import tokenize
+from nni_bertnas.errors import PhaseError
 from nni_bertnas.stages.run import Result, Run, Unit
-from nni_bertnas.stages.stage import Stage
+from nni_bertnas.stages.stage import Stage, find
 from nni_bertnas.store.writer import SplitWriter
 from nni_bertnas.tracking import Tracker
 from nni_bertnas.training.texts import PIECES, TEXTS, piece_vectors
@@ -26,7 +31,8 @@ def _fingerprint(run: Run, unit: Unit) -> str:
     study, settings = run.study, run.study.general
     weights = weights_fingerprint(resolve_model(study.teacher.model))
     texts = general_fingerprint(settings.files) or [data_fingerprint(study.task)]
-    return fingerprint(weights, texts, run.general_rows, study.task.max_length)
+    parts = [weights, texts, run.general_rows, study.task.max_length]
+    return fingerprint(*parts, settings.cells, run.cuts) if settings.cells else fingerprint(*parts)
 
 
 def _check(run: Run, unit: Unit) -> None:
@@ -50,9 +56,31 @@ def _write(run: Run, folder: Path) -> Result:
     encoder, tokenizer = load_encoder(study.teacher.model), load_tokenizer(study.teacher.model)
     texts = general_texts(study.general.files, run.general_rows, lambda: run.data.splits["train"].texts)
     rows = tokenize(tokenizer, Rows(texts, [UNLABELLED] * len(texts)), study.task.max_length)
-    SplitWriter(folder / TEXTS, None, rows, (), encoder=encoder).write()
+    edges = run.cuts if study.general.cells else ()
+    stored = np.arange(len(texts)) < study.general.cells
+    SplitWriter(folder / TEXTS, None, rows, edges, study.features.dtype, stored, encoder).write()
     np.save(folder / PIECES, piece_vectors(encoder, tokenizer))
     return {"rows": len(texts), "seconds": time.perf_counter() - start}
+
+
+def general_folder(run: Run) -> Path | None:
+    """Of what the pretrained model makes of general text; None where the study asks for none.
+
+    Raises:
+        PhaseError: It is not made yet.
+    """
+    if not run.general_rows:
+        return None
+    if (result := find(run, "general")) is None:
+        raise PhaseError("there is no general text yet; make it with: bertnas general STUDY")
+    return Path(result["folder"])
+
+
+def save_shared(state: Mapping[str, Tensor], file: Path) -> None:
+    """Write weights into that folder, where other processes may be at the same."""
+    fresh = file.with_name(f".{file.name}.{os.getpid()}")
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, fresh)
+    fresh.replace(file)
 
 
 STAGE = Stage(

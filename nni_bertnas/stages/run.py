@@ -111,8 +111,8 @@ class Run:
     @property
     def general_rows(self) -> int:
         """How many texts of no task in particular the student learns first, null resolved as it was measured best."""
-        rows = self.study.general.rows
-        return (20_000 if self.task.pairs else 0) if rows is None else rows
+        settings = self.study.general
+        return max(settings.cells, 20_000 if self.task.pairs else 0) if settings.rows is None else settings.rows
 
     @property
     def probed(self) -> bool:
@@ -154,6 +154,12 @@ class Run:
             PhaseError: There is no teacher yet.
         """
         return resolve_boundaries(self.study.teacher, self._saved_teacher()["num_layers"])
+
+    @property
+    def cuts(self) -> list[int]:
+        """The same, by the model that the teacher is fine-tuned from."""
+        teacher = self.study.teacher
+        return resolve_boundaries(teacher, load_encoder(teacher.model).config.num_hidden_layers)
 
     @cached_property
     def train(self) -> FeatureStore:

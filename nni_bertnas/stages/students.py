@@ -1,7 +1,6 @@
 """What the searched student and its baselines have in common: trained end to end, measured, saved."""
 
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from nni_bertnas.artifacts import fingerprint, state_fingerprint
@@ -18,10 +17,9 @@ from nni_bertnas.config import StudentSettings, SupernetSettings, to_dict
 from nni_bertnas.data.batches import make_loader, make_stream
 from nni_bertnas.data.tasks import task_note
 from nni_bertnas.data.tokens import tokenize
-from nni_bertnas.errors import PhaseError
+from nni_bertnas.stages.general import general_folder, save_shared
 from nni_bertnas.stages.rows import all_rows, own_rows
 from nni_bertnas.stages.run import Result, Run
-from nni_bertnas.stages.stage import find
 from nni_bertnas.store.reader import FeatureDataset, FeatureStore
 from nni_bertnas.student.build import Start, check_chain, new_student
 from nni_bertnas.student.candidates import Candidate
@@ -65,44 +63,34 @@ class StudentMaker:
     def start_of_students(self) -> Start:
         """What every student starts from."""
         run, vocab = self.run, self.teacher.config.vocab_size
-        text = run.train if self._general is None else FeatureStore(self._general / TEXTS)
+        general = general_folder(run)
+        text = run.train if general is None else FeatureStore(general / TEXTS)
         return Start(
             teacher=self.teacher,
             spec=run.task,
             note=task_note(run.study.task),
             sep_token_id=self.tokenizer.sep_token_id,
             counts=np.bincount(text.tokens, minlength=vocab),
-            pieces=None if self._general is None else np.load(self._general / PIECES),
+            pieces=None if general is None else np.load(general / PIECES),
         )
-
-    @cached_property
-    def _general(self) -> Path | None:
-        """The folder of what the pretrained model makes of general text; None where the study asks for none."""
-        if not self.run.general_rows:
-            return None
-        if (result := find(self.run, "general")) is None:
-            raise PhaseError("there is no general text yet; make it with: bertnas general STUDY")
-        return Path(result["folder"])
 
     def _distil_texts(self, student: StudentForSequenceClassification, vector_map: nn.Module) -> None:
         """Pre-distil a student on general text; what starts alike is trained once, for all studies that share it."""
-        if self._general is None:
+        if (general := general_folder(self.run)) is None:
             return
         settings, both = self.run.study.general, nn.ModuleDict({"student": student, "vector_map": vector_map})
         state = both.state_dict()
         touched = {name: state[name] for name in state if not name.startswith(_UNTOUCHED) or name.startswith(_WEIGH)}
         start = fingerprint(to_dict(settings), self.seed, self.shape.encoding, state_fingerprint(touched))
-        file = self._general / f"student-{start}.safetensors"
+        file = general / f"student-{start}.safetensors"
         if file.is_file():
             both.load_state_dict(load_file(file), strict=False)
             return
-        store = FeatureStore(self._general / TEXTS)
+        store = FeatureStore(general / TEXTS)
         distil_texts(
             student, vector_map, store, settings, seed=self.seed, report=lambda metrics: _log.info("%s", metrics)
         )
-        fresh = file.with_name(f".{file.name}.{os.getpid()}")
-        save_file({name: both.state_dict()[name].contiguous() for name in touched}, fresh)
-        fresh.replace(file)
+        save_shared({name: both.state_dict()[name] for name in touched}, file)
 
     def new_student(self, candidates: Sequence[Candidate]) -> StudentForSequenceClassification:
         """A student of an architecture, its cells fresh; see :func:`~nni_bertnas.student.build.new_student`."""

@@ -275,8 +275,7 @@ class FeatureDataset(torch.utils.data.Dataset[Batch]):
             if store.has_pairs:
                 positions, mask = ragged_positions(store.offsets, rows)
                 batch.second = torch.from_numpy((store.token_types[positions] == 1) & mask)
-            if store.index.separate:
-                assert batch.second is not None
+            if store.index.separate and batch.second is not None:
                 *batch.hidden, batch.hidden_mask = split_pairs(batch.mask, batch.second, *batch.hidden)
                 batch.second = None
                 if not self.with_tokens:

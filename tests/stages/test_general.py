@@ -3,16 +3,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import WORDS, chain, tiny_run
+from tiny import WORDS, all_units, chain, tiny_run, write_scores
 from torch import nn
 
+from nni_bertnas.config import to_dict
 from nni_bertnas.data.models import load_encoder
-from nni_bertnas.errors import PhaseError
+from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.stages import students
+from nni_bertnas.stages.cells import general_cells
+from nni_bertnas.stages.general import general_folder
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure, find, load
 from nni_bertnas.stages.students import StudentMaker
 from nni_bertnas.store.reader import FeatureDataset, FeatureStore
+from nni_bertnas.student.candidates import Candidate, no_layer
+from nni_bertnas.training.cells import CellTrainer, block_scores
 from nni_bertnas.training.losses import Output, Scale, sentence_vector
 from nni_bertnas.training.texts import PIECES, TEXTS
 
@@ -90,3 +95,43 @@ def test_students_without_layers_share_what_they_learnt_whatever_their_heads(bui
         maker._distil_texts(student, nn.Linear(8, 32))
         states.append(student.embeddings.word.weight)
     assert torch.equal(*states) and len(set(folder.glob("student-*")) - before) == 1
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_cells_learn_general_text_before_the_tasks_and_once_for_all_studies(
+    tmp_path: Path, pairs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {"task": write_scores(tmp_path)} if pairs else {}
+    block = {"epochs": 2, "no_layer": True}
+    run = make_run(tmp_path, general={"cells": 60}, block=block, cell={"strategy": "random", "epochs": 1}, **data)
+    all_units(run, "teacher", "features", "cell")
+    assert find(run, "general") is None
+    drawn = [chain("convolution_3"), no_layer()]
+    ensure(run, "general")
+    store = FeatureStore(general_folder(run) / TEXTS)
+    assert store.edges == run.edges and store.rows.tolist() == list(range(60)) and len(store) == 80
+    before = [one.fresh(32, 16) for one in drawn]
+    trainer = CellTrainer(train=store, dev=run.dev, edges=run.edges[:2], settings=run.study.block)
+    for one in before:
+        trainer.start_maps([one.trained])
+    made = general_cells(run, 0, drawn)
+
+    def score(candidate: Candidate) -> float:
+        return block_scores([candidate.trained], store, run.edges[:2])[0]
+
+    assert score(made[0]) < score(before[0])
+    files = set(general_folder(run).glob("cell-*"))
+    assert len(files) == 2
+    monkeypatch.setattr(CellTrainer, "fit_candidates", None)  # the second time they are read
+    for one, again in zip(made, general_cells(run, 0, drawn), strict=True):
+        assert all(
+            torch.equal(value, again.trained.state_dict()[name]) for name, value in one.trained.state_dict().items()
+        )
+    monkeypatch.undo()
+    ensure(run, "block", {"block": 0})
+    assert set(general_folder(run).glob("cell-*")) > files
+    assert load("block").fingerprint(
+        make_run(tmp_path, block=block, cell=to_dict(run.study.cell), **data), {"block": 0}
+    ) != (load("block").fingerprint(run, {"block": 0}))
+    with pytest.raises(ConfigError, match=r"general: cells must be at most rows"):
+        make_run(tmp_path, general={"cells": 81})

@@ -11,7 +11,7 @@ from pyarrow import parquet
 from rich.console import Console
 from scipy.stats import pearsonr
 from sklearn.metrics import accuracy_score
-from tiny import WORDS, all_units, tiny_run
+from tiny import WORDS, all_units, pair, tiny_run, write_scores
 from transformers import AutoTokenizer
 
 from nni_bertnas.augment.parts import LABELLED, rows_of_copies
@@ -26,30 +26,6 @@ from nni_bertnas.training.metrics import evaluate_classifier
 from search_space.student import StudentForSequenceClassification
 
 SEED = {"seed": 0}
-CLUES = WORDS[:10]
-TEXTS = ["sentence1", "sentence2"]
-
-
-def pair(generator: np.random.Generator) -> tuple[str, str, int]:
-    """Two texts of six words, and how many clues the second holds."""
-    first = generator.choice(WORDS[10:], 6)
-    clues = int(generator.integers(0, 6))
-    second = np.concatenate([generator.choice(CLUES, clues), generator.choice(WORDS[10:], 6 - clues)])
-    return " ".join(first), " ".join(generator.permutation(second)), clues
-
-
-def write_scores(folder: Path) -> dict:
-    """STS-B's layout."""
-    generator = np.random.default_rng(0)
-    columns = ["index", "genre", "filename", "year", "old_index", "source1", "source2", *TEXTS, "score"]
-    (folder / "STS-B").mkdir(parents=True)
-    for name, count in (("train.tsv", 300), ("dev.tsv", 60)):
-        lines = ["\t".join(columns)]
-        for number in range(count):
-            first, second, clues = pair(generator)
-            lines.append("\t".join([str(number), *["x"] * 6, first, second, f"{clues:.3f}"]))
-        (folder / "STS-B" / name).write_text("\n".join(lines) + "\n")
-    return {"name": "stsb", "source": "glue", "data_dir": str(folder), "max_length": 32}
 
 
 def write_classes(folder: Path) -> dict:
