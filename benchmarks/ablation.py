@@ -94,6 +94,7 @@ def parts(run: Run, layered: bool) -> dict[str, dict[str, Any]]:
         }
     if layered:
         found |= {
+            "with general cells": {"general": {"rows": 20_000, "cells": 8_000}},
             "no hidden states": {"distill": {"losses": {**losses, "hidden_mse": 0.0}}},
             "with probes": {
                 "block": {"losses": {"hidden_mse": 1.0, "probe": 0.1}},
