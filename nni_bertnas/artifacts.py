@@ -64,10 +64,20 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file at once: never half, even where the process ends meanwhile or the disk is full."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
 def write_result(folder: Path, result: Mapping[str, Any], study: str) -> None:
     """Write `result.json` and, beside it, the resolved study as YAML."""
-    (folder / "study.yml").write_text(study, encoding="utf-8")
-    (folder / RESULT).write_text(json.dumps(result, indent=1), encoding="utf-8")
+    write_whole(folder / "study.yml", study)
+    write_whole(folder / RESULT, json.dumps(result, indent=1))
 
 
 def read_result(folder: Path, expected: str | None = None) -> dict[str, Any] | None:

@@ -349,7 +349,7 @@ class Study:
     """One compression job."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # also the run's folder
-    seed: Natural = 0
+    seed: Annotated[int, Field(ge=0, le=4_000_000_000)] = 0  # those of blocks and depths are a little higher
     runs_dir: str = "runs"  # root of all run directories
     task: TaskSettings = dataclasses.field(default_factory=TaskSettings)
     teacher: TeacherSettings = dataclasses.field(default_factory=TeacherSettings)

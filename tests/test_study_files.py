@@ -25,6 +25,7 @@ def test_every_problem_is_reported_at_once_with_its_path() -> None:
             {
                 "name": "a/b",
                 "zork": 1,
+                "seed": 20240131235959,
                 "cell": {"depths": [0, "x"], "learning_rate": -1, "strategy": "dart", "colour": 2},
                 "distill": {"temperature": -1, "losses": {"logit_mse": 1.0, "hinge": 0.5}},
                 "teacher": {"epochs": "3"},
@@ -37,8 +38,9 @@ def test_every_problem_is_reported_at_once_with_its_path() -> None:
         )
     text = str(caught.value)
     for path in (
-        "name:", "zork: unknown key", "cell.depths.0:", "cell.depths.1:", "cell.learning_rate:", "cell.strategy:",
-        "cell.colour: unknown key", "distill.temperature:", "teacher.epochs:", "task.name:", "task.source:",
+        "name:", "seed:", "zork: unknown key", "cell.depths.0:", "cell.depths.1:", "cell.learning_rate:",
+        "cell.strategy:", "cell.colour: unknown key", "distill.temperature:", "teacher.epochs:", "task.name:",
+        "task.source:",
         "supernet.budget.max_params:", "distill.losses:", "features.dtype:", "block.optimizer:", "baseline.students:",
     ):  # fmt: skip
         assert f"  {path}" in text, path

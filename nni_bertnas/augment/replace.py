@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM
 
 from nni_bertnas.augment.words import Neighbours, replaceable, whole_words
 from nni_bertnas.config import AugmentSettings
-from nni_bertnas.data.models import loading
+from nni_bertnas.data.loading import load_checked, load_tokenizer_of
 from nni_bertnas.data.rows import Rows
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.machine import best_device
@@ -218,12 +218,6 @@ def load_masked_lm(source: str) -> tuple["PreTrainedModel", "PreTrainedTokenizer
     Raises:
         ConfigError: It cannot be loaded, or has no head of that kind.
     """
-    with loading(f"augment.masked_lm: {source}"):
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model, info = AutoModelForMaskedLM.from_pretrained(source, output_loading_info=True)
-    if info["missing_keys"]:
-        raise ConfigError(
-            f"augment.masked_lm: {source} has no head of a masked language model ({sorted(info['missing_keys'])[0]} is "
-            "missing); name another model, or none, so that one is fitted to the task's text"
-        )
-    return model, tokenizer
+    what = f"augment.masked_lm: {source}"
+    model = load_checked(AutoModelForMaskedLM, source, what)
+    return model, load_tokenizer_of(source, what, model.config.vocab_size)

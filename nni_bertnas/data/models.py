@@ -1,17 +1,19 @@
 """Pretrained models by name: a path, a hub name, or a folder inside an installed package."""
 
 import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nni_bertnas.artifacts import file_fingerprint, fingerprint
+from nni_bertnas.data.loading import check_source, load_checked, load_tokenizer_of, loading, new_pooler
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.machine import best_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_READ = (".safetensors", ".bin", ".json", ".txt", ".model", ".py")  # endings of the files that transformers reads
+_OURS = ("result.json",)  # beside a teacher that a study made; the time it took is in there
 
 
 def package_folder(name: str) -> Path:
@@ -45,65 +47,51 @@ def resolve_model(name: str, field: str = "teacher.model") -> str:
     return str(found[0].parent)
 
 
-@contextmanager
-def loading(what: str, problem: str = "cannot be loaded") -> Iterator[None]:
-    """Make one clear error of what `from_pretrained` raises.
-
-    Args:
-        what: Is loaded, with the setting that names it.
-        problem: What is wrong where it fails.
-
-    Raises:
-        ConfigError: It failed.
-    """
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{what} {problem}: {str(error).splitlines()[0]}") from error
-
-
 def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model, by the name that `teacher.model` has.
 
     Raises:
-        ConfigError: It cannot be loaded.
+        ConfigError: It cannot be loaded, or is not the model's.
     """
-    from transformers import AutoTokenizer  # takes a second to load
+    from transformers import AutoConfig  # takes a second to load
 
-    with loading(f"teacher.model: the tokenizer of {model}"):
-        return AutoTokenizer.from_pretrained(resolve_model(model))
+    source, what = resolve_model(model), f"teacher.model: {model}"
+    check_source(source, what)
+    with loading(what):
+        config = AutoConfig.from_pretrained(source)
+    return load_tokenizer_of(source, what, getattr(config, "vocab_size", None))
 
 
 def load_classifier(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """A saved teacher or student in eval mode without gradients, and its tokenizer.
 
     Raises:
-        ConfigError: The folder holds none that can be loaded.
+        ConfigError: The folder holds none that can be loaded whole.
     """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer  # takes seconds to load
+    from transformers import AutoModelForSequenceClassification  # takes seconds to load
 
     import search_space.student  # noqa: F401  makes Hugging Face's auto classes know the student
 
-    with loading(str(folder)):
-        model = AutoModelForSequenceClassification.from_pretrained(folder)
-        return model.eval().requires_grad_(False), AutoTokenizer.from_pretrained(folder)
+    model = load_checked(AutoModelForSequenceClassification, str(folder), str(folder)).eval().requires_grad_(False)
+    return model, load_tokenizer_of(str(folder), str(folder), getattr(model.config, "vocab_size", None))
 
 
 def load_encoder(model: str) -> "PreTrainedModel":
     """The encoder of a model, by the name that `teacher.model` has, in eval mode without gradients, where it runs best.
 
     Raises:
-        ConfigError: It cannot be loaded.
+        ConfigError: It cannot be loaded whole.
     """
     from transformers import AutoModel  # takes seconds to load
 
-    with loading(f"teacher.model: {model}"):
-        return AutoModel.from_pretrained(resolve_model(model)).eval().requires_grad_(False).to(best_device())
+    encoder = load_checked(AutoModel, resolve_model(model), f"teacher.model: {model}", new=new_pooler)
+    return encoder.eval().requires_grad_(False).to(best_device())
 
 
 def weights_fingerprint(model: str) -> str:
-    """A hash of the weights in a model's folder; the name itself of a model on the hub."""
+    """A hash of what is read of a model's folder, weights, configuration, tokenizer; the name of one on the hub."""
     folder = Path(model)
     if not folder.is_dir():
         return model
-    return fingerprint(sorted(file_fingerprint(file) for file in folder.glob("*.safetensors")))
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in _READ)
+    return fingerprint([(file.name, file_fingerprint(file)) for file in files if file.name not in _OURS])

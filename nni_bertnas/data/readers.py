@@ -71,13 +71,15 @@ def _read_separated(path: Path, literal_quotes: bool, header: tuple[str, ...] | 
             continue
         if columns is None:
             columns = tuple(name.strip() for name in fields)
-            if len(set(columns)) < len(columns):
+            named = [name for name in columns if name]  # spreadsheets leave empty columns behind
+            if len(set(named)) < len(named):
                 raise ConfigError(f"{path}:{number}: the header names a column twice: {', '.join(columns)}")
         elif len(fields) != len(columns):
             message = f"must have {len(columns)} fields as the header has, has {len(fields)}"
             yield Record(f"{path}:{number}", problem=message)
         else:
-            yield Record(f"{path}:{number}", dict(zip(columns, fields, strict=True)))
+            values = {name: value for name, value in zip(columns, fields, strict=True) if name}
+            yield Record(f"{path}:{number}", values)
     if columns is None:
         raise ConfigError(f"{path} is empty")
 

@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,12 +74,14 @@ def clean_rows(
                     f"{record.where}: no column {', '.join(missing)}; there are {', '.join(map(str, record.values))}"
                 )
             cells = [record.values[name] for name in texts]
-            target = _label_text(record.values[label]) if label else ""
+            target = label_text(record.values[label]) if label else ""
             if empty_ok:
                 cells = ["" if cell is None else cell for cell in cells]
             if not all(isinstance(cell, str) and (cell.strip() or empty_ok) for cell in cells):
                 empty = [name for name, cell in zip(texts, cells, strict=True) if not str(cell or "").strip()]
                 problem = f"{', '.join(empty)} is empty" if empty else f"{', '.join(texts)} must be text, got {cells}"
+            elif label and target is None:
+                problem = f"{label} must be one text or number, got {type(record.values[label]).__name__}"
             elif label and not target:
                 problem = f"{label} is empty"
             elif any(map(_SURROGATE.search, cells)):
@@ -90,7 +93,7 @@ def clean_rows(
         if problem:
             damaged.append(f"{record.where}: {problem}")
             continue
-        values.append((record.where, target))
+        values.append((record.where, target or ""))
         for column, cell in zip(columns, cells, strict=True):
             column.append(cell.strip())
     if damaged:
@@ -108,11 +111,13 @@ def unlabelled_rows(records: Iterable[Record], texts: Sequence[str], *, empty_ok
     return clean_rows(records, texts, "", skip=False, empty_ok=empty_ok)[0]
 
 
-def _label_text(value: Any) -> str:
-    """A label as text: 1, 1.0 and "1" are the same."""
+def label_text(value: Any) -> str | None:
+    """A label as text: 1, 1.0 and "1" are the same, and so are the spellings of Unicode. None for what is no label."""
     if value is None or value != value:
         return ""
-    text = str(value).strip()
+    if not isinstance(value, str | int | float):
+        return None
+    text = unicodedata.normalize("NFC", str(value)).strip()
     number = re.fullmatch(r"([+-]?\d+)\.0*", text)
     return number[1] if number else text
 
@@ -129,17 +134,20 @@ def label_order(labels: Iterable[str]) -> tuple[str, ...]:
 
 def plain_label(name: str) -> str:
     """A label's name without what differs between spellings: case, and spaces, hyphens or underscores."""
-    return name.lower().replace("-", "_").replace(" ", "_")
+    return unicodedata.normalize("NFC", name).lower().replace("-", "_").replace(" ", "_")
 
 
-def class_numbers(values: Sequence[tuple[str, str]], names: Sequence[str], split: str, *, own: bool) -> list[float]:
-    """Labels as class numbers.
+def class_numbers(
+    values: Sequence[tuple[str, str]], names: Sequence[str], split: str, *, own: bool, skip: bool = False
+) -> list[float | None]:
+    """Labels as class numbers; None for those that are none of the names, with `skip`.
 
     Args:
         values: Of every row where it stands, and its label.
         names: Of the labels, in the order of their numbers.
         split: For messages.
         own: Whether the data are the user's; the files of our own tasks carry names or numbers.
+        skip: Whether damaged rows are left out.
 
     Raises:
         ConfigError: A label is none of the names.
@@ -147,29 +155,30 @@ def class_numbers(values: Sequence[tuple[str, str]], names: Sequence[str], split
     by_name = {plain_label(name): number for number, name in enumerate(names)}
     if not own:
         by_name |= {str(number): number for number in range(len(names))}
-    found: list[float] = []
+    found: list[float | None] = []
     for where, text in values:
         number = by_name.get(plain_label(text))
-        if number is None:
-            hint = "; mend it, or name all labels in task.custom.labels" if own else ""
+        if number is None and not skip:
+            hint = "; mend it, name all labels in task.custom.labels, or set task.bad_rows: skip" if own else ""
             raise ConfigError(f"{where}: the label {text!r} in {split} is none of {', '.join(names)}{hint}")
         found.append(number)
     return found
 
 
-def score_numbers(values: Sequence[tuple[str, str]], column: str) -> list[float]:
+def score_numbers(values: Sequence[tuple[str, str]], column: str, *, skip: bool = False) -> list[float | None]:
     """Labels as scores; see :func:`class_numbers`.
 
     Raises:
         ConfigError: One is no finite number.
     """
-    found = []
+    found: list[float | None] = []
     for where, text in values:
         try:
             score = float(text)
         except ValueError:
             score = math.nan
-        if not math.isfinite(score):
-            raise ConfigError(f"{where}: {column} must be a number, got {text!r}")
-        found.append(score)
+        finite = math.isfinite(score)
+        if not finite and not skip:
+            raise ConfigError(f"{where}: {column} must be a number, got {text!r}; mend it, or set task.bad_rows: skip")
+        found.append(score if finite else None)
     return found

@@ -1,5 +1,6 @@
 """A task's rows, read from its source and split."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from nni_bertnas.data.sources.source import Source
 from nni_bertnas.data.splits import SPLIT_SEED, split
 from nni_bertnas.data.tasks import TaskSpec, task_spec
 from nni_bertnas.errors import ConfigError, lookup
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,10 @@ def load_task(task: TaskSettings) -> TaskData:
     found = spec.hold_out(found, names)
     train, dev = found.pop("train"), found.pop("dev")
     if task.max_train_rows is not None and task.max_train_rows < len(train):
+        if task.max_train_rows < len(names):
+            raise ConfigError(
+                f"task.max_train_rows must be at least {len(names)}, a row of every label, got {task.max_train_rows}"
+            )
         _, train = split(train, names, task.max_train_rows / len(train))
     return TaskData(names, {"train": train, "dev": dev, **found})
 
@@ -82,17 +89,30 @@ def read_splits(task: TaskSettings) -> tuple[tuple[str, ...], dict[str, Rows]]:
     names = table.label_names
     found: dict[str, Rows] = {}
     for name, records in table.splits.items():
-        rows, values = clean_rows(records, table.texts, table.label, skip=task.bad_rows == "skip")
+        skip = task.bad_rows == "skip"
+        rows, values = clean_rows(records, table.texts, table.label, skip=skip)
         if not len(rows):
             raise ConfigError(f"task: the split {name} has no rows")
         if spec.regression:
-            labels = score_numbers(values, spec.label)
+            labels = score_numbers(values, spec.label, skip=skip)
         else:
             names = names or label_order(text for _, text in values)
             _check_names(names, spec)
-            labels = class_numbers(values, names, name, own=task.custom is not None)
-        found[name] = Rows(rows.texts, labels, rows.pairs)
+            labels = class_numbers(values, names, name, own=task.custom is not None, skip=skip)
+        found[name] = _labelled(rows, labels, values)
     return names, found
+
+
+def _labelled(rows: Rows, labels: Sequence[float | None], values: Sequence[tuple[str, str]]) -> Rows:
+    """The rows that have a label, those that have none named in the log."""
+    kept = [number for number, label in enumerate(labels) if label is not None]
+    if len(kept) < len(rows):
+        lost = [
+            f"{where}: label {text!r}" for (where, text), label in zip(values, labels, strict=True) if label is None
+        ]
+        _log.warning("%d row(s) without a valid label left out, the first: %s", len(lost), "; ".join(lost[:5]))
+    rows = rows.take(kept)
+    return Rows(rows.texts, [label for label in labels if label is not None], rows.pairs)
 
 
 def _check_names(names: Sequence[str], spec: TaskSpec) -> None:

@@ -70,8 +70,6 @@ def load_predictor(folder: Path) -> Predictor:
     Raises:
         ConfigError: The folder holds none.
     """
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"{folder} holds no model; give its folder, e.g. runs/demo/supernet/seed0/student")
     model, tokenizer = load_classifier(folder)
     model.to(best_device())
     note = getattr(model.config, "bertnas_task", None) or {}

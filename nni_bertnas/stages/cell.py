@@ -5,7 +5,7 @@ import logging
 import time
 from pathlib import Path
 
-from nni_bertnas.artifacts import atomic_folder, fingerprint
+from nni_bertnas.artifacts import atomic_folder, fingerprint, write_whole
 from nni_bertnas.config import to_dict
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.search.search import Found, mean_score
@@ -85,7 +85,7 @@ def _save(run: Run, unit: Unit, folder: Path, found: Found, number: int, seconds
         _log.warning("block %d, depth %d: the search has %s", unit["block"], unit["depth"], collapsed)
     if found.paths:
         ranked = sorted(found.paths.values(), key=lambda pair: pair[1])
-        (folder / PATHS).write_text(json.dumps(ranked), encoding="utf-8")
+        write_whole(folder / PATHS, json.dumps(ranked))
     candidates = [group[number] for group in kept]
     return {
         **unit,

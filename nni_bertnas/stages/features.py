@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nni_bertnas.artifacts import RESULT, fingerprint, read_result
+from nni_bertnas.artifacts import RESULT, fingerprint, read_result, write_whole
 from nni_bertnas.config import to_dict
 from nni_bertnas.data.tokens import CHUNK, tokenize, tokenize_stream
 from nni_bertnas.data.transfer import load_transfer, transfer_fingerprint
@@ -82,7 +82,7 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     dev.write()
     if run.teacher_kind != "cross":
         _fit_answers(run, folder, len(run.data.splits["train"]))
-    (folder / _CHECKED).write_text(json.dumps(_stamps(folder)), encoding="utf-8")
+    write_whole(folder / _CHECKED, json.dumps(_stamps(folder)))
     seconds = time.perf_counter() - start
     result: Result = {
         "edges": run.edges,

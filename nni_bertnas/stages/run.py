@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from nni_bertnas.artifacts import read_result, write_result
+from nni_bertnas.artifacts import read_result, write_result, write_whole
 from nni_bertnas.config import StudentSettings, Study, TrainingSettings, resolve_boundaries, to_dict, to_yaml
 from nni_bertnas.data.models import load_classifier, load_encoder
 from nni_bertnas.data.task_data import TaskData, load_task
@@ -307,10 +307,13 @@ class Run:
 
     def record_seconds(self, stage: str, seconds: float) -> None:
         """Keep the wall time of a stage beside its results."""
-        times = self.read_seconds() | {stage: seconds}
-        (self.root / _SECONDS).write_text(json.dumps(times, indent=1), encoding="utf-8")
+        with self.lock("seconds"):
+            write_whole(self.root / _SECONDS, json.dumps(self.read_seconds() | {stage: seconds}, indent=1))
 
     def read_seconds(self) -> dict[str, float]:
-        """Wall time of every stage that `bertnas` ran."""
-        path = self.root / _SECONDS
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        """Wall time of every stage that `bertnas` ran; none where they cannot be read, as nothing depends on them."""
+        try:
+            times = json.loads((self.root / _SECONDS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return times if isinstance(times, dict) else {}

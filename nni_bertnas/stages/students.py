@@ -125,6 +125,7 @@ class StudentMaker:
         sides = self._compare(model)
         start, self.start = self.start, time.perf_counter()
         model.save_pretrained(folder / STUDENT)
+        self.tokenizer.model_max_length = model.config.max_position_embeddings  # so that truncation=True cuts to it
         self.tokenizer.save_pretrained(folder / STUDENT)
         return {
             "seed": self.seed,

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nni_bertnas.artifacts import write_whole
 from nni_bertnas.errors import PhaseError
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -26,7 +27,6 @@ DTYPES: Mapping[str, torch.dtype] = {
     "int8": torch.int8,  # with a scale per word piece
 }
 _SCALE = torch.float32
-_OF_ROWS = torch.float16
 INDEX = "index.json"
 ARRAYS = ("offsets", "tokens", "token_types", "labels", "stored")
 
@@ -86,12 +86,12 @@ class Layout:
     @property
     def logits(self) -> RowFile:
         """The file of the logits."""
-        return RowFile(count=self.num_rows, width=self.num_labels, dtype=_OF_ROWS)
+        return RowFile(count=self.num_rows, width=self.num_labels, dtype=torch.float32)
 
     @property
     def vectors(self) -> RowFile:
         """The file of the sentence vectors."""
-        return RowFile(count=self.num_rows, width=self.sides * self.hidden_size, dtype=_OF_ROWS)
+        return RowFile(count=self.num_rows, width=self.sides * self.hidden_size, dtype=torch.float16)
 
     def files(self) -> dict[str, RowFile]:
         """Every file that the teacher fills, by the name before its ending `.bin`."""
@@ -127,7 +127,7 @@ class Index(Layout):
 
     def write(self, folder: Path) -> None:
         """Write it into a split's folder, at once."""
-        write_json(folder / INDEX, dataclasses.asdict(self))
+        write_whole(folder / INDEX, json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def read(cls, folder: Path) -> "Index":
@@ -140,13 +140,6 @@ class Index(Layout):
             return cls(**json.loads((folder / INDEX).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise PhaseError(f"{folder} holds no features; make them with: bertnas features STUDY") from error
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write a JSON file at once: never half, even where the process ends meanwhile."""
-    fresh = path.with_name(f".{path.name}")
-    fresh.write_text(json.dumps(content), encoding="utf-8")
-    fresh.replace(path)
 
 
 def encode(hidden: Tensor, dtype: str) -> tuple[Tensor, ...]:

@@ -124,7 +124,7 @@ class FeatureStore:
     @cached_property
     def logits(self) -> np.ndarray:
         """The teacher's, `(num_rows, num_labels)`."""
-        stored: np.ndarray = np.zeros((len(self), 0), np.float16)
+        stored: np.ndarray = np.zeros((len(self), 0), np.float32)
         if self.index.num_labels:
             stored = self._whole(_RowReader(self.folder / "logits.bin", self.index.logits))
         return stored if self._answer is None else self._answer(stored, self._whole(self._vectors))

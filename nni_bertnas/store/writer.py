@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nni_bertnas.artifacts import fingerprint
+from nni_bertnas.artifacts import fingerprint, write_whole
 from nni_bertnas.data.batches import Batch, LengthBatches, TokenDataset, model_inputs
 from nni_bertnas.errors import PhaseError
-from nni_bertnas.store.layout import ARRAYS, INDEX, Index, Layout, decode, encode, hidden_offsets, write_json
+from nni_bertnas.store.layout import ARRAYS, INDEX, Index, Layout, decode, encode, hidden_offsets
 from search_space.heads import split_pairs
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ class SplitWriter:
         plan = fingerprint(
             self.edges, self.layout.dtype, self.layout.separate, self.rows,
             [zlib.crc32(np.ascontiguousarray(array).data) for array in arrays.values()], self.layout.num_labels,
+            str(self.layout.logits.dtype),
         )  # fmt: skip
         shards = self._kept(plan)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +116,7 @@ class SplitWriter:
         for number in range(len(self.rows)):
             if str(number) not in shards:
                 shards[str(number)] = self._write_shard(number)
-                write_json(self.folder / _SHARDS, {"plan": plan, "shards": shards})
+                write_whole(self.folder / _SHARDS, json.dumps({"plan": plan, "shards": shards}))
         index = self._index(list(shards.values()))
         index.write(self.folder)
         return index
@@ -148,6 +149,8 @@ class SplitWriter:
 
     def _write_shard(self, number: int) -> dict[str, Any]:
         buffers, sums = self._run_teacher(*self.rows[number])
+        if buffers["logits"].isinf().any():
+            raise PhaseError("the teacher's answers are not finite; check its weights, or make it anew")
         for layer, (_, _, error) in sums.items():
             if not np.isfinite(error):
                 raise PhaseError(

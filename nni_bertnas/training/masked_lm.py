@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM
 
 from nni_bertnas.data.batches import Batch, make_loader
-from nni_bertnas.data.models import load_tokenizer, loading, resolve_model
+from nni_bertnas.data.loading import load_checked, new_head
+from nni_bertnas.data.models import load_tokenizer, resolve_model
 from nni_bertnas.data.rows import UNLABELLED, Rows
 from nni_bertnas.data.tokens import tokenize
 from nni_bertnas.training.optimizers import adamw_linear
@@ -138,8 +139,8 @@ def fit_masked_lm(
     """
     pl.seed_everything(seed, verbose=False)
     tokenizer = load_tokenizer(name)
-    with loading(f"teacher.model: {name}", "gives no masked language model"):
-        model = AutoModelForMaskedLM.from_pretrained(resolve_model(name), dtype=torch.float32)
+    what = f"teacher.model: {name}, as a masked language model"
+    model = load_checked(AutoModelForMaskedLM, resolve_model(name), what, new=new_head, dtype=torch.float32)
     tokens = {split: tokenize(tokenizer, rows, max_length) for split, rows in (("train", train), ("dev", dev))}
     loaders = {
         split: make_loader(data, _BATCH_SIZE, shuffle=split == "train", seed=seed) for split, data in tokens.items()

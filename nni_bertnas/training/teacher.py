@@ -1,5 +1,6 @@
 """The teacher: a pretrained classifier, fine-tuned where it does not know the task yet."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from nni_bertnas.config import TaskSettings, TeacherSettings, resolve_boundaries
 from nni_bertnas.data.batches import Batch, make_loader, model_inputs
-from nni_bertnas.data.models import load_tokenizer, loading, resolve_model
+from nni_bertnas.data.loading import load_checked, loading, new_head, unknown_share
+from nni_bertnas.data.models import load_tokenizer, resolve_model
 from nni_bertnas.data.rows import plain_label
 from nni_bertnas.data.task_data import TaskData
 from nni_bertnas.data.tasks import TaskSpec, task_note, task_spec
@@ -23,6 +25,10 @@ from nni_bertnas.training.trainer import EpochReport, KeepBest, Report, fit, pl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_ROWS_CHECKED = 1000  # of train, for word pieces that the tokenizer does not know:
+_UNKNOWN_ERROR, _UNKNOWN_WARNING = 0.5, 0.1  # shares of them
+_log = logging.getLogger(__name__)
 
 
 def label_map(
@@ -146,20 +152,24 @@ def make_teacher(settings: TeacherSettings, task: TaskSettings, data: TaskData, 
     """
     spec, source = task_spec(task), resolve_model(settings.model)
     pl.seed_everything(seed, verbose=False)
-    tokenizer = load_tokenizer(settings.model)
-    with loading(f"teacher.model: {settings.model}"):
+    what, tokenizer = f"teacher.model: {settings.model}", load_tokenizer(settings.model)
+    _check_pieces(tokenizer, data, what)
+    with loading(what):
         config = AutoConfig.from_pretrained(source)
-        order = label_map(config, data.label_names, settings.fine_tune, settings.labels)
-        resolve_boundaries(settings, config.num_hidden_layers)
-        names = dict(enumerate(data.label_names or ("score",)))
-        model = AutoModelForSequenceClassification.from_pretrained(
-            source,
-            id2label=names,
-            label2id={name: number for number, name in names.items()},
-            problem_type="regression" if spec.regression else "single_label_classification",
-            ignore_mismatched_sizes=order is None,  # another task's head is not wanted
-            dtype=torch.float32,
-        )
+    order = label_map(config, data.label_names, settings.fine_tune, settings.labels)
+    resolve_boundaries(settings, config.num_hidden_layers)
+    names = dict(enumerate(data.label_names or ("score",)))
+    model = load_checked(
+        AutoModelForSequenceClassification,
+        source,
+        what,
+        new=new_head if order is None else lambda name, base: False,
+        id2label=names,
+        label2id={name: number for number, name in names.items()},
+        problem_type="regression" if spec.regression else "single_label_classification",
+        ignore_mismatched_sizes=order is None,  # another task's head is not wanted
+        dtype=torch.float32,
+    )
     loaders = {
         split: make_loader(
             tokenize(tokenizer, rows, task.max_length), settings.batch_size, shuffle=split == "train", seed=seed
@@ -178,6 +188,18 @@ def make_teacher(settings: TeacherSettings, task: TaskSettings, data: TaskData, 
     model.eval()
     scores = {split: evaluate_classifier(model, loaders[split], spec) for split in ("dev", *data.final_splits)}
     return Teacher(model=model, tokenizer=tokenizer, fine_tuned=order is None, scores=scores)
+
+
+def _check_pieces(tokenizer: "PreTrainedTokenizerBase", data: TaskData, what: str) -> None:
+    """Whether a tokenizer knows the words of train."""
+    share = unknown_share(tokenizer, data.splits["train"].texts[:_ROWS_CHECKED])
+    if share > _UNKNOWN_ERROR:
+        raise ConfigError(
+            f"{what}: its tokenizer does not know {share:.0%} of the word pieces of train; take a model of the texts' "
+            "language, or mend its tokenizer files"
+        )
+    if share > _UNKNOWN_WARNING:
+        _log.warning("%s: its tokenizer does not know %.0f %% of the word pieces of train", what, 100 * share)
 
 
 def _new_head(model: "PreTrainedModel") -> None:

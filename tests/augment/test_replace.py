@@ -220,7 +220,7 @@ def test_the_head_runs_at_the_masked_places_alone(replacements: Replacements) ->
 
 
 def test_a_model_without_a_head_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no head of a masked language model"):
+    with pytest.raises(ConfigError, match="no head of this kind"):
         load_masked_lm(str(write_tiny_model(tmp_path / "headless")))
     with pytest.raises(ConfigError, match=r"augment\.masked_lm: .*nowhere cannot be loaded"):
         load_masked_lm(str(tmp_path / "nowhere"))

@@ -16,5 +16,5 @@ def test_models_of_packages() -> None:
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"{tmp_path} cannot be loaded: "):
+    with pytest.raises(ConfigError, match=f"{tmp_path} holds no config.json"):
         load_classifier(tmp_path)

@@ -98,7 +98,7 @@ def test_bad_prediction_files_are_refused_by_line(
     assert "must end in one of" in error("sentence\nqaa\n", "--output", str(tmp_path / "out.doc"))
     assert "takes no --output" in error("sentence\nqaa\n", "--glue-submission", "x.zip", "--output", "y.csv")
     assert main(["predict", str(tmp_path), str(source)]) != 0
-    assert "holds no model" in capsys.readouterr().err
+    assert "holds no config.json" in capsys.readouterr().err
 
 
 def test_a_foreign_model_is_told_its_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from scipy.stats import pearsonr
 from sklearn.metrics import accuracy_score
 from tiny import WORDS, all_units, pair, tiny_run, write_scores
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, pipeline
 
 from nni_bertnas.augment.parts import LABELLED, rows_of_copies
 from nni_bertnas.data.rows import UNLABELLED
@@ -90,6 +90,12 @@ def test_the_saved_student_has_the_scores_of_its_result(finished: Run) -> None:
     )
     assert result["student"][metric] == pytest.approx(own, abs=1e-4)
     assert result["teacher"][metric] > 0.9 and result["student"][metric] > 0.8
+    assert student.config.problem_type == ("regression" if spec.regression else "single_label_classification")
+    classify = pipeline("text-classification", str(folder / "student"), truncation=True, trust_remote_code=True)
+    assert classify.tokenizer.model_max_length == student.config.max_position_embeddings
+    said = classify({"text": rows.texts[0], "text_pair": rows.pairs[0]}, top_k=1)[0]["score"]
+    assert said == pytest.approx(float(logits[0, 0] if spec.regression else logits[0].softmax(-1).max()), abs=1e-5)
+    assert classify({"text": " ".join(rows.texts * 9), "text_pair": rows.pairs[0]})  # cut to what the student knows
     found = load_predictor(folder / "student").probabilities(rows)
     expected = logits if spec.regression else logits.softmax(-1)
     np.testing.assert_allclose(found, expected, atol=1e-5)

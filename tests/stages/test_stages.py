@@ -10,7 +10,7 @@ from tiny import Recorder, tiny_run, tiny_study
 from transformers import AutoTokenizer
 
 from nni_bertnas import machine
-from nni_bertnas.artifacts import atomic_folder, read_result
+from nni_bertnas.artifacts import atomic_folder, read_result, write_whole
 from nni_bertnas.cli import main
 from nni_bertnas.config import to_yaml
 from nni_bertnas.errors import ConfigError, PhaseError
@@ -215,7 +215,8 @@ def test_discarding_takes_what_builds_on_it(tmp_path: Path) -> None:
     run.discard_from("block")
     assert {path.name for path in run.root.iterdir()} == set(STAGES) - {"block", "supernet", "baselines"}
     run.discard_from("masked_lm")
-    assert {path.name for path in run.root.iterdir()} == {"teacher", "features", "cell", "general", "pairs", "corrupt"}
+    kept = {"teacher", "features", "probes", "cell", "general", "pairs", "corrupt"}
+    assert {path.name for path in run.root.iterdir()} == kept
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -229,6 +230,7 @@ def test_every_stage_keeps_the_contract(name: str, tmp_path: Path) -> None:
         baseline={"students": {"random": 1}},
         general={"rows": 8},
         pairs={"random": 1},
+        block={"losses": {"probe": 1.0}},
     )
     assert found.name == name
     units = found.units(run)
@@ -347,3 +349,27 @@ def test_a_study_runs_in_one_process(tmp_path: Path) -> None:
     made = {name: len(run.results(name)) for name in ("cell", "block", "supernet", "baselines")}
     assert made == {"cell": 2, "block": 2, "supernet": 1, "baselines": 1}
     assert not run.folder("augment").exists()
+
+
+def test_wall_times_that_cannot_be_read_are_no_reason_to_stop(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path)
+    run.root.mkdir(parents=True)
+    for content in ("", "{", "[1]", "\x00"):
+        (run.root / "seconds.json").write_text(content)
+        assert run.read_seconds() == {}
+    run.record_seconds("teacher", 2.0)
+    run.record_seconds("features", 3.0)
+    assert run.read_seconds() == {"teacher": 2.0, "features": 3.0}
+
+
+def test_a_full_disk_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_whole(tmp_path / "a.json", "old")
+
+    def full(path: Path, text: str, encoding: str) -> None:
+        path.open("w").write(text[:2])
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="no space left"):
+        write_whole(tmp_path / "a.json", "newer")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"] and (tmp_path / "a.json").read_bytes() == b"old"

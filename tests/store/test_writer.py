@@ -183,3 +183,16 @@ def test_a_file_that_became_shorter_is_named(writer: SplitWriter) -> None:
     os.truncate(writer.folder / "hidden_2.bin", 100)
     with pytest.raises(PhaseError, match=r"hidden_2\.bin became shorter.*bertnas features"):
         dataset.batch([len(dataset) - 1])
+
+
+def test_answers_are_kept_as_exactly_as_the_teacher_gives_them(built: Run, tmp_path: Path) -> None:
+    teacher, tokenizer = built.load_teacher()
+    teacher.classifier.bias.data += torch.tensor([2010.3, 107_000.0])  # a year, a price
+    data = tokenize(tokenizer, built.data.splits["dev"], 32)
+    SplitWriter(tmp_path / "dev", teacher, data, [0]).write()
+    batch = data.batch([3])
+    said = teacher(batch.input_ids, batch.mask.long()).logits[0]
+    torch.testing.assert_close(torch.tensor(FeatureStore(tmp_path / "dev").logits[3]), said, rtol=1e-6, atol=0)
+    teacher.classifier.bias.data += float("inf")
+    with pytest.raises(PhaseError, match="the teacher's answers are not finite"):
+        SplitWriter(tmp_path / "other", teacher, data, [0]).write()

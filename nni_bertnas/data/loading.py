@@ -1,0 +1,171 @@
+"""Models and tokenizers out of folders, and the check that what was loaded is what the folder holds.
+
+`from_pretrained` makes up what is missing: weights of other names are drawn at random, a folder without a tokenizer
+gives an empty one. Here that is one error, with the file and the remedy.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nni_bertnas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_POINTER = b"version https://git-lfs"
+_NUMBER = re.compile(r"\.\d+\.")
+_FEW_KNOWN = 0.5  # share of a model's pieces that its tokenizer must know
+_SHOWN = 3
+
+
+@contextmanager
+def loading(what: str, problem: str = "cannot be loaded") -> Iterator[None]:
+    """Make one clear error of whatever `from_pretrained` raises.
+
+    Args:
+        what: Is loaded, with the setting that names it.
+        problem: What is wrong where it fails.
+
+    Raises:
+        ConfigError: It failed.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # of pickle, zip, JSON, safetensors, torch, tokenizers, and of the file system
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ConfigError(f"{what} {problem}: {reason}") from error
+
+
+def check_source(source: str, what: str) -> None:
+    """Whether a model's folder is whole, as far as its files tell; a hub name is left to the hub.
+
+    Args:
+        source: A folder or hub name.
+        what: The setting that names it, and its value.
+
+    Raises:
+        ConfigError: It is not there, or holds pointers or an adapter instead of weights.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        if folder.exists():
+            raise ConfigError(f"{what} is a file; give the folder that holds config.json and the weights")
+        if source.startswith((".", "/", "~", "\\")) or source.count("/") > 1 or "\\" in source:
+            raise ConfigError(f"{what}: there is no such folder; correct the path")
+        return
+    names = {file.name for file in folder.iterdir()}
+    if "config.json" not in names and "adapter_config.json" in names:
+        raise ConfigError(
+            f"{what} holds an adapter, no whole model; merge it into its base model (peft: merge_and_unload) and "
+            "save that"
+        )
+    if "config.json" not in names:
+        raise ConfigError(f"{what} holds no config.json; give the folder that save_pretrained wrote")
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(_POINTER):
+            raise ConfigError(f"{what}: {file.name} is a pointer of Git LFS, not the file; fetch it with: git lfs pull")
+
+
+def load_checked(
+    kind: Any, source: str, what: str, *, new: Callable[[str, str], bool] = lambda name, base: False, **options: Any
+) -> "PreTrainedModel":
+    """A model whose weights are all out of its files.
+
+    Args:
+        kind: An auto class of transformers.
+        source: A folder or hub name.
+        what: The setting that names it, and its value.
+        new: Takes a weight's name and the prefix of the model's encoder: whether it may be missing, as a new head is.
+        **options: Of `from_pretrained`.
+
+    Raises:
+        ConfigError: It cannot be loaded, or weights are missing, too many or no numbers.
+    """
+    check_source(source, what)
+    with loading(what):
+        model, info = kind.from_pretrained(source, output_loading_info=True, **options)
+    base = model.base_model_prefix
+    lost = {name for name in info["missing_keys"] if not new(name, base)}
+    lost |= {name for name, *_ in info["mismatched_keys"] if not new(name, base)}
+    left = set(info["unexpected_keys"])
+    whole = any(name.startswith(f"{base}.") for name in model.state_dict())  # encoder and head
+    if lost and whole and all(new_head(name, base) for name in lost):
+        raise ConfigError(f"{what}: its files have no head of this kind, such as {_some(lost)}; name another model")
+    if lost:
+        raise ConfigError(
+            f"{what}: its files lack {len(lost)} of the model's weights, such as {_some(lost)}; "
+            + (
+                f"they hold others, such as {_some(left)}: save the model itself, without a wrapper around it"
+                if left
+                else "the files are not whole, or config.json is of another model"
+            )
+        )
+    own = {_NUMBER.sub(".", name.removeprefix(f"{base}.")) for name in model.state_dict()}
+    more = {name for name in left if _NUMBER.search(name) and _NUMBER.sub(".", name.removeprefix(f"{base}.")) in own}
+    if more:
+        raise ConfigError(
+            f"{what}: its files hold more layers than config.json says, such as {_some(more)}; correct config.json"
+        )
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ConfigError(f"{what}: the weight {name} has values that are no finite numbers; train or save it anew")
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _some(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:_SHOWN])
+
+
+def new_head(name: str, base: str) -> bool:
+    """Whether a weight is of a head on top of the encoder, or of the pooler that leads to it."""
+    return not name.startswith(f"{base}.") or "pooler" in name
+
+
+def new_pooler(name: str, base: str) -> bool:
+    """Whether a weight is of the pooler, which hidden states do without."""
+    return "pooler" in name
+
+
+def load_tokenizer_of(source: str, what: str, vocab_size: int | None = None) -> "PreTrainedTokenizerBase":
+    """A model's tokenizer.
+
+    Args:
+        source: A folder or hub name.
+        what: The setting that names it, and its value.
+        vocab_size: Of the model; None: it is not known.
+
+    Raises:
+        ConfigError: There is none, or it is not the model's.
+    """
+    from transformers import AutoTokenizer  # takes a second to load
+
+    check_source(source, what)
+    with loading(f"{what}: the tokenizer"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+    pieces = len(tokenizer)
+    if vocab_size is not None and pieces < _FEW_KNOWN * vocab_size:
+        raise ConfigError(
+            f"{what}: its tokenizer knows {pieces} word pieces, the model {vocab_size}; copy the tokenizer's files "
+            "(tokenizer.json, or vocab.txt and the like) of the base model into the folder"
+        )
+    if vocab_size is not None and pieces > vocab_size:
+        raise ConfigError(
+            f"{what}: its tokenizer knows {pieces} word pieces, more than the model, {vocab_size}; it is of another "
+            "model, or tokens were added after the training"
+        )
+    return tokenizer
+
+
+def unknown_share(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> float:
+    """What share of the word pieces of some texts the tokenizer does not know."""
+    unknown = tokenizer.unk_token_id
+    if unknown is None or not len(texts):
+        return 0.0
+    ids = [number for row in tokenizer(list(texts), add_special_tokens=False).input_ids for number in row]
+    return ids.count(unknown) / max(1, len(ids))
