@@ -57,17 +57,22 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 raise ConfigError(f"{path}:{number}: not UTF-8 ({error.reason}); convert the file to UTF-8") from None
 
 
-def _read_separated(path: Path, literal_quotes: bool, header: tuple[str, ...] | None) -> Iterator[Record]:
+def read_fields(path: Path, literal_quotes: bool) -> Iterator[tuple[int, list[str]]]:
+    """The fields of every line of a .csv or .tsv, its header's too, with the number of the line.
+
+    A blank line has none; an empty field in quotes is one. Arguments as of :func:`read_records`.
+    """
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    rows: Iterator[tuple[int, list[str]]]
     if literal_quotes:
         plain = ((number, line.rstrip("\r\n")) for number, line in read_lines(path))
-        rows = ((number, line.split(delimiter)) for number, line in plain if line)
-    else:
-        rows = _quoted(path, delimiter)
+        return ((number, line.split(delimiter)) for number, line in plain if line)
+    return _quoted(path, delimiter)
+
+
+def _read_separated(path: Path, literal_quotes: bool, header: tuple[str, ...] | None) -> Iterator[Record]:
     columns = header
-    for number, fields in rows:
-        if not fields:  # a blank line; an empty field in quotes is a row
+    for number, fields in read_fields(path, literal_quotes):
+        if not fields:
             continue
         if columns is None:
             columns = tuple(name.strip() for name in fields)

@@ -1,20 +1,21 @@
 """A saved teacher or student at work: predictions for a file of rows."""
 
-import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from nni_bertnas.data.batches import LengthBatches, model_inputs
 from nni_bertnas.data.models import load_classifier
-from nni_bertnas.data.readers import READERS, Record, read_records
-from nni_bertnas.data.rows import Rows, unlabelled_rows
+from nni_bertnas.data.readers import Record, read_records
+from nni_bertnas.data.rows import Rows
+from nni_bertnas.data.texts import read_rows
 from nni_bertnas.data.tokens import tokenize
+from nni_bertnas.deploy.copies import check_target, column_names, write_copy
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.machine import best_device
 
@@ -84,6 +85,8 @@ def predict_file(
 ) -> dict[str, int]:
     """Predict every row of a file and write it with `prediction` and one `probability_<label>` per label beside.
 
+    The file is read in pieces, twice, and may be larger than memory.
+
     Args:
         predictor: The model.
         source: .csv, .tsv, .jsonl or .parquet.
@@ -95,33 +98,35 @@ def predict_file(
         How many rows have each label; all rows as `score` for regression.
 
     Raises:
-        ConfigError: A column is missing, a row cannot be read or a text is empty; the message names the line.
+        ConfigError: The target cannot be written, a column is missing, a row cannot be read or a text is empty; the
+            message names the line.
     """
-    if target.suffix.lower() not in READERS:
-        raise ConfigError(f"--output: {target} must end in one of {', '.join(READERS)}")
+    check_target(source, target)
     texts = tuple(columns or predictor.texts)
     if not texts:
         raise ConfigError("--columns: the model does not say which columns it reads; name one, or two for pairs")
-    records = read_all(source, literal_quotes=literal_quotes)
-    found = predictor.probabilities(unlabelled_rows(records, texts, empty_ok=False))
-    new: dict[str, Any] = {"prediction": predictor.predictions(found)}
-    if found.shape[1] > 1:
-        new |= {f"probability_{name}": found[:, number] for number, name in enumerate(predictor.label_names)}
-    frame = pd.DataFrame([record.values for record in records])
-    if taken := [name for name in new if name in frame]:
+    parts: list[np.ndarray] = []
+    for rows in read_rows(read_records(source, literal_quotes=literal_quotes), texts):
+        if not parts:  # before any work is done
+            _check_columns(source, predictor, literal_quotes)
+        parts.append(predictor.probabilities(rows).astype(np.float32))
+    if not parts:
+        raise ConfigError(f"{source} has no rows")
+    found = np.concatenate(parts)
+    said = predictor.predictions(found)
+    names = predictor.label_names if found.shape[1] > 1 else []
+    new = (
+        {"prediction": one, **{f"probability_{name}": value for name, value in zip(names, row, strict=False)}}
+        for one, row in zip(said, found.astype(float).tolist(), strict=True)
+    )
+    write_copy(source, target, new, literal_quotes=literal_quotes)
+    return dict(Counter(said).most_common()) if names else {"score": len(found)}
+
+
+def _check_columns(source: Path, predictor: Predictor, literal_quotes: bool) -> None:
+    new = {"prediction", *(f"probability_{name}" for name in predictor.label_names)}
+    if taken := [name for name in column_names(source, literal_quotes=literal_quotes) if name in new]:
         raise ConfigError(f"{source}: has a column {', '.join(taken)} already; rename it, so that nothing is lost")
-    frame = frame.assign(**new)
-    fresh = target.with_name(f".{target.name}")
-    {
-        ".csv": lambda: frame.to_csv(fresh, index=False),
-        ".tsv": lambda: frame.to_csv(fresh, index=False, sep="\t"),
-        ".jsonl": lambda: frame.to_json(fresh, orient="records", lines=True, force_ascii=False),
-        ".parquet": lambda: frame.to_parquet(fresh, index=False),
-    }[target.suffix.lower()]()
-    os.replace(fresh, target)
-    if found.shape[1] == 1:
-        return {"score": len(records)}
-    return {str(name): int(count) for name, count in frame["prediction"].value_counts().items()}
 
 
 def read_all(path: Path, *, literal_quotes: bool) -> list[Record]:
