@@ -35,6 +35,7 @@ setup(
         "pandas>=2.2",
         "pyarrow>=17",
         "filelock",
+        "psutil",
         "bm25s>=0.3",
         "rich>=13",
     ],

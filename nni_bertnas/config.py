@@ -295,7 +295,10 @@ class SupernetSettings:
     last_epochs: Natural = 0  # after these, on train's own rows alone, at half the rates
     # the student is the running mean of its weights, each step forgotten after this share of all steps; 0: the last
     averaging: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    search_epochs: Positive = 1  # of training each head and encoding where these are searched
+    # so many students of unlike cells within the budget are trained for a while, and the one goes on whose answers on
+    # dev are nearest to the teacher's, as scores of single blocks say little of whole students; 1: the best by scores
+    finalists: Positive = 4
+    search_epochs: Positive = 1  # of that while, each of 20,000 rows at most; also of heads and encodings in a search
     # train a student without layers, too, and take it where it is as good on dev
     bag: bool = True
 

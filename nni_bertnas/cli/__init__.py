@@ -4,7 +4,9 @@ import argparse
 import importlib
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +112,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parsed = parser().parse_args(arguments)
+    _end_as_interrupted()
     quiet_libraries()
     logging.basicConfig(level=os.environ.get("BERTNAS_LOG", "WARNING"), format="%(levelname)s %(name)s: %(message)s")
     try:
@@ -117,7 +120,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BertnasError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("interrupted; the same command goes on from the last finished result", file=sys.stderr)
-        return 130
+        return 128 + (error.args[0] if error.args else signal.SIGINT)
     return 0
+
+
+def _end_as_interrupted() -> None:
+    """Let the signals of `timeout`, Slurm, docker and a closed terminal end this process as Ctrl-C does: cleanly."""
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # once is enough
+        raise KeyboardInterrupt(number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, interrupt)

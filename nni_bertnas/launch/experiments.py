@@ -1,25 +1,22 @@
 """NNI experiments as `bertnas` runs them: made from the study, started, watched, stopped."""
 
 import logging
-import os
 import shlex
-import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from nni.experiment import Experiment
 from nni.experiment.config import AlgorithmConfig, ExperimentConfig
 
-from nni_bertnas.errors import ConfigError, PhaseError
+from nni_bertnas.errors import PhaseError
 from nni_bertnas.launch import trial_server
+from nni_bertnas.launch.manager import check_alive, manager
 from nni_bertnas.stages.run import Run, Unit
 from nni_bertnas.stages.stage import Stage, trials_at_once
 
-_LOOPBACK = Path(__file__).with_name("loopback.js")
 _POLL_SECONDS = 1.0
 
 Progress = Callable[[list[Any], str], None]  # takes NNI's trial jobs and the web UI's address
@@ -66,12 +63,9 @@ def run_experiment(config: ExperimentConfig, port: int, progress: Progress) -> N
     """
     logging.getLogger("nni").setLevel(logging.WARNING)
     experiment = Experiment(config)
-    port = free_port(port)
-    # The portal has no password: keep it on this machine.
-    with environment(NODE_OPTIONS=f"--require {_LOOPBACK}"):
-        experiment.start(port)
-    try:
+    with manager(experiment, port) as port:
         while True:
+            check_alive(experiment)
             jobs = experiment.list_trial_jobs()
             progress(jobs, f"http://127.0.0.1:{port}")
             if failed := [job for job in jobs if job.status in ("FAILED", "SYS_CANCELED", "USER_CANCELED")]:
@@ -83,8 +77,6 @@ def run_experiment(config: ExperimentConfig, port: int, progress: Progress) -> N
                     f"NNI stopped with an error; see {config.experiment_working_directory}/{experiment.id}/log"
                 )
             time.sleep(_POLL_SECONDS)
-    finally:
-        experiment.stop()
 
 
 def _why(experiment: Experiment, config: ExperimentConfig, job: Any) -> str:
@@ -93,35 +85,3 @@ def _why(experiment: Experiment, config: ExperimentConfig, job: Any) -> str:
     tail = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] if path.is_file() else []
     parameters = job.hyperParameters[0].parameters if job.hyperParameters else {}
     return f"trial {parameters} ended {job.status}: {''.join(tail) or 'no message'} (all of it: {path})"
-
-
-def free_port(first: int) -> int:
-    """The first port from `first` on that nobody on this machine listens on.
-
-    Raises:
-        ConfigError: None of the next hundred is free.
-    """
-    for port in range(first, min(first + 100, 65536)):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-                return port
-            except OSError:
-                continue
-    raise ConfigError(f"nni.port: no free port from {first} on; choose another")
-
-
-@contextmanager
-def environment(**variables: str) -> Iterator[None]:
-    """Set environment variables for a while."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -58,9 +58,10 @@ def layers_or_none(run: Run, result: Result) -> str:
     metric = run.task.metric
     said = (
         f"{name} {one[f'dev_{metric}'] * 100:.2f} % in {one['latency_ms']:.2f} ms"
+        f" ({one['dev_logit_mse']:.3f} from the teacher's answers)"
         for name, one in (("with layers", result["compared"]["searched"]), ("without", result["compared"]["bag"]))
     )
-    kept = "without layers, as it is as good" if result["kept"] == "bag" else "with layers"
+    kept = "without layers, as it is as near" if result["kept"] == "bag" else "with layers"
     return f"dev {metric} of the student {', '.join(said)}: the one {kept} was kept"
 
 

@@ -10,7 +10,7 @@ from nni_bertnas.errors import PhaseError
 from nni_bertnas.stages.cells import describe, general_cells, metrics, read_candidates, starts_fresh, starts_general
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, stage_fingerprint
-from nni_bertnas.student.candidates import Candidate, no_layer, save_candidates, time_together
+from nni_bertnas.student.candidates import Candidate, kind_of, no_layer, save_candidates, time_together
 from nni_bertnas.tracking import Tracker
 from nni_bertnas.training.trainer import pl
 
@@ -39,8 +39,9 @@ def choose(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
 
     Deeper cells gain more from further training than their scores so far tell, and small differences tell nothing yet.
     So first comes the deepest of those within 2 % of the best score, then the lowest latency, so that a budget always
-    finds something; then the best of every depth that has none yet; then those within 1 % of the first at its depth;
-    then the rest of the Pareto front of score and latency by score; then the others by score.
+    finds something; then the best of every depth, and of every kind of operations, that has none yet; then those within
+    1 % of the first at its depth; then the rest of the Pareto front of score and latency by score; then the others by
+    score.
     """
     everything = sorted(candidates, key=lambda one: one.score)
     fastest = min(everything, key=lambda one: one.latency_ms)
@@ -53,7 +54,11 @@ def choose(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
         of_each_depth.setdefault(one.depth, one)
         if not front or one.latency_ms < front[-1].latency_ms:
             front.append(one)
-    order = [first, fastest, *of_each_depth.values(), *ties, *front, *everything]
+    before = [first, fastest, *of_each_depth.values()]
+    seen = {kind_of(one.architecture) for one in before}
+    of_each_kind = {kind_of(one.architecture): one for one in reversed(everything)}
+    others = sorted((one for kind, one in of_each_kind.items() if kind not in seen), key=lambda one: one.score)
+    order = [*before, *others, *ties, *front, *everything]
     distinct = {id(one): one for one in order}
     return list(distinct.values())[:count]
 

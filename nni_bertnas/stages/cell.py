@@ -14,7 +14,7 @@ from nni_bertnas.search.watch import collapse
 from nni_bertnas.stages.cells import describe, make_search, metrics
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, stage_fingerprint
-from nni_bertnas.student.candidates import save_candidates
+from nni_bertnas.student.candidates import kind_of, kinds_first, save_candidates
 from nni_bertnas.tracking import Tracker
 from nni_bertnas.training.trainer import pl
 
@@ -79,7 +79,8 @@ def _save(run: Run, unit: Unit, folder: Path, found: Found, number: int, seconds
         number: Of the block among those that were searched together.
         seconds: That the search took.
     """
-    kept = sorted(found.groups, key=mean_score)[: run.study.cell.candidates]
+    order = kinds_first(sorted(found.groups, key=mean_score), lambda group: kind_of(group[0].architecture))
+    kept = order[: run.study.cell.candidates]
     collapsed = collapse(kept[0][0].architecture, run.study.student.hidden_size)
     if collapsed:
         _log.warning("block %d, depth %d: the search has %s", unit["block"], unit["depth"], collapsed)

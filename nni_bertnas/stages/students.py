@@ -37,6 +37,8 @@ _log = logging.getLogger(__name__)
 # Of a student, what learning texts leaves alone, but for the scores by which word pieces are weighed.
 _UNTOUCHED, _WEIGH = ("student.classifier", "student.pool"), "student.pool.weigh"
 STUDENT = "student"  # folder of the saved model inside the result
+FIDELITY = "dev_logit_mse"  # how far a student's answers on dev are from the teacher's
+_JUDGED_ROWS = 20_000  # of an epoch where students are judged after a short training
 _LATENCY_ROWS = 60  # real rows whose lengths a latency is measured at,
 _LATENCY_REPEATS = 3  # each so often
 
@@ -141,17 +143,25 @@ class StudentMaker:
             "seconds": self.start - start,
         }
 
-    def judge(self, candidates: Sequence[Candidate], shape: StudentSettings) -> float:
-        """How good a student of a shape is on dev, higher is better, after `supernet.search_epochs`."""
+    def judge(self, candidates: Sequence[Candidate], shape: StudentSettings | None = None) -> float:
+        """How near a student comes to the teacher's answers on dev after a short training: the mean squared error.
+
+        Scores on the labels of a small dev would say less: their noise is greater than what students differ by.
+
+        Args:
+            candidates: Of every block.
+            shape: Of the student; None: the one that all have.
+        """
         supernet = self.run.study.supernet
-        short = replace(supernet, epochs=supernet.search_epochs, last_epochs=0, patience=None)
-        before, self.shape = self.shape, shape
-        best: float = self._distil(candidates, short, Tracker())[1]["best"]
+        rows = min(supernet.epoch_rows or _JUDGED_ROWS, _JUDGED_ROWS, len(self.run.train))
+        short = replace(supernet, epochs=supernet.search_epochs, epoch_rows=rows, last_epochs=0, patience=None)
+        before, self.shape = self.shape, shape or self.shape
+        error: float = self._distil(candidates, short, Tracker(), general=False)[1][FIDELITY]
         self.shape = before
-        return best
+        return error
 
     def _distil(
-        self, candidates: Sequence[Candidate], settings: SupernetSettings, tracker: Tracker
+        self, candidates: Sequence[Candidate], settings: SupernetSettings, tracker: Tracker, *, general: bool = True
     ) -> tuple[StudentForSequenceClassification, dict[str, Any]]:
         run, study = self.run, self.run.study
         pl.seed_everything(self.seed, verbose=False)
@@ -162,7 +172,8 @@ class StudentMaker:
         pl.seed_everything(self.seed, verbose=False)  # whatever the head, so that what starts alike is alike
         vector_map = nn.Linear(student.classifier.in_features, run.train.hidden_size)
         before = time.perf_counter()
-        self._distil_texts(student, vector_map)
+        if general:
+            self._distil_texts(student, vector_map)
         general_seconds = time.perf_counter() - before
         needed = {LOSSES[name].needs for name, weight in study.distill.losses.items() if weight}
         vectors = "vectors" in needed and HEADS[self.shape.head].sides == (2 if run.task.pairs else 1)
@@ -198,7 +209,7 @@ class StudentMaker:
             fit(module.train(), last, self.dev_loader, settings.last_epochs, callbacks[:2], precision=precision)
         return student.eval(), {
             "chain_difference": difference,
-            "best": best.best,
+            FIDELITY: best.metrics[FIDELITY],
             "epoch_of_best": best.epoch,
             "general_seconds": general_seconds,
         }

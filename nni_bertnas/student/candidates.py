@@ -1,10 +1,11 @@
 """A candidate: one cell's architecture, its weights, its block score and its cost; in memory and on disk."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from statistics import median_high
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors.torch import load_file, save_file
 
@@ -13,6 +14,8 @@ from nni_bertnas.student.cost import cell_call, count_flops, count_params, measu
 from search_space.cells import Architecture, Cell, build_cell, spell
 
 _LATENCY_ROWS = 40
+_SIZES = re.compile(r"(_\d+)+$")
+_Kept = TypeVar("_Kept")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +101,19 @@ class Candidate:
 def no_layer() -> Candidate:
     """The cell without any: maps alone."""
     return Candidate(space="sequential", depth=0, architecture={})
+
+
+def kind_of(architecture: Architecture) -> tuple[str, ...]:
+    """Of what an architecture is made, whatever the sizes: attention of four heads and of eight are of one kind."""
+    names = (name for name in architecture.values() if isinstance(name, str))
+    return tuple(sorted(name if ":" in name else _SIZES.sub("", name).rpartition("_")[2] for name in names))
+
+
+def kinds_first(candidates: Sequence[_Kept], kind: Callable[[_Kept], Hashable]) -> list[_Kept]:
+    """The first of every kind, in their order, then the others: scores of one block hardly tell kinds apart."""
+    firsts = {kind(one): one for one in reversed(candidates)}
+    leading = [one for one in candidates if firsts[kind(one)] is one]
+    return [*leading, *(one for one in candidates if firsts[kind(one)] is not one)]
 
 
 def time_together(candidates: Sequence[Candidate], teacher_size: int, lengths: Sequence[int]) -> list[Candidate]:

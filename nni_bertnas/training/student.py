@@ -71,6 +71,7 @@ class StudentDistillation(pl.LightningModule):
         )
         self.settings = settings
         self.scorer = Scorer(spec)
+        self._squares: list[Tensor] = []
         self.steps = steps
         self.freeze_embeddings = freeze_embeddings
         self._average: tuple[AveragedModel, ...] = ()  # in a tuple, lest it counts as a part of this module
@@ -112,12 +113,17 @@ class StudentDistillation(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collects predictions."""
-        self.scorer.add(self.judged(**model_inputs(self.student, batch)).logits, batch.labels)
+        """Collects predictions, and how far they are from the teacher's."""
+        logits = self.judged(**model_inputs(self.student, batch)).logits
+        self.scorer.add(logits, batch.labels)
+        squares = (logits - batch.logits).square().double() if batch.logits is not None else logits.new_zeros(0)
+        self._squares.append(squares[~squares.isnan()].cpu())
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the task's metrics over all of dev."""
-        self.log_dict({f"dev_{name}": value for name, value in self.scorer.scores().items()})
+        """Logs the task's metrics over all of dev, and the mean squared error against the teacher's logits."""
+        scores = {**self.scorer.scores(), "logit_mse": float(torch.cat(self._squares).mean())}
+        self._squares.clear()
+        self.log_dict({f"dev_{name}": value for name, value in scores.items()})
 
     def begin_last(self, steps: int) -> None:
         """Go on with another optimiser for so many steps, at half the rates."""

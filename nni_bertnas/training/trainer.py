@@ -42,6 +42,7 @@ class KeepBest(pl.Callback):
         self.model, self.judged = model, judged or (lambda: model)
         self.best = float("-inf")
         self.epoch = 0
+        self.metrics: dict[str, float] = {}  # of that epoch
         self._weights: dict[str, Any] = {}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -49,6 +50,7 @@ class KeepBest(pl.Callback):
         value = float(trainer.callback_metrics[self.metric])
         if value > self.best:
             self.best, self.epoch = value, trainer.current_epoch
+            self.metrics = {name: float(metric) for name, metric in trainer.callback_metrics.items()}
             self._weights = copy.deepcopy(self.judged().state_dict())
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -95,4 +97,5 @@ def fit(
         trainer.fit(module, train, dev)
     except SystemExit as error:  # what Lightning makes of Ctrl-C, after it has switched off further ones
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        raise KeyboardInterrupt from error
+        before = error.__context__
+        raise KeyboardInterrupt(*(before.args if isinstance(before, KeyboardInterrupt) else ())) from error

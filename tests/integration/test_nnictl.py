@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from nni_bertnas.launch.experiments import free_port
+from nni_bertnas.launch.manager import hold_port
 from nni_bertnas.stages.run import Run
 from nni_bertnas.study_files import load_study
 from search_space.operations import OPERATIONS
@@ -56,7 +56,8 @@ class Project:
 
     def run(self, phase: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """One experiment to its end; its trials and their metrics as NNI's REST API gives them."""
-        port = free_port(8190)
+        with hold_port(8190) as port:
+            pass
         self.nnictl("create", "--config", f"experiment_configs/{phase}.yml", "--port", str(port))
         try:
             deadline = time.monotonic() + DEADLINE_SECONDS

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -80,20 +81,29 @@ def test_run_reuse_force_and_interrupt(tmp_path: Path) -> None:
     assert second.returncode == 0 and text.count("(reused)") == 7, text
     assert results.stat().st_mtime_ns == made
 
-    third = start(tmp_path, "--force", "block")
-    assert third.stdout is not None
-    for line in third.stdout:
-        if line.startswith("block: 2 trial(s)"):
-            break
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        check_end(tmp_path, number)
+        assert not results.exists() and not list(run.root.glob("*/.*.*/"))
+
+
+def check_end(root: Path, number: signal.Signals) -> None:
+    """A signal in the middle of a phase leaves no process and no taken port."""
+    process = start(root, "--force", "block")
+    assert process.stdout is not None
+    address = next(line for line in process.stdout if line.startswith("block: 2 trial(s)")).split("127.0.0.1:")[1]
     deadline = time.monotonic() + 60
-    while not any("trials.block" in line for line in nni_processes(tmp_path)):  # until a trial is under way
+    while not any("trials.block" in line for line in nni_processes(root)):  # until a trial is under way
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    os.killpg(third.pid, signal.SIGINT)  # as a terminal does
-    text, _ = third.communicate(timeout=60)
-    assert third.returncode == 130 and "interrupted" in text, text
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and "interrupted" in text, text
     deadline = time.monotonic() + 20
-    while (left := nni_processes(tmp_path)) and time.monotonic() < deadline:
+    while (left := nni_processes(root)) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert not left
-    assert not results.exists() and not list(run.root.glob("*/.*.*/"))
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", int(address.split("/")[0]))) != 0

@@ -1,3 +1,4 @@
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -6,7 +7,7 @@ import pytest
 from rich.console import Console
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
-from tiny import Recorder, tiny_run, tiny_study
+from tiny import Recorder, all_units, tiny_run, tiny_study
 from transformers import AutoTokenizer
 
 from nni_bertnas import machine
@@ -17,11 +18,14 @@ from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.report.results import best_student, collapsed_searches, show
 from nni_bertnas.stages import STAGES, built_on, stage
 from nni_bertnas.stages.block import choose
-from nni_bertnas.stages.cells import starts_fresh
+from nni_bertnas.stages.cells import load_ranked, starts_fresh
 from nni_bertnas.stages.run import Run, unit_name
 from nni_bertnas.stages.stage import check_unit, ensure, find, load, run_study, stage_fingerprint, trials_at_once
-from nni_bertnas.student.candidates import Candidate
+from nni_bertnas.stages.students import StudentMaker
+from nni_bertnas.stages.supernet import choose as choose_students
+from nni_bertnas.student.candidates import Candidate, kind_of
 from nni_bertnas.study_files import parse_study
+from search_space.cells import spell
 from search_space.student import StudentForSequenceClassification
 
 SEED = {"seed": 0}
@@ -94,6 +98,41 @@ def test_choose_takes_the_best_the_fastest_each_depth_and_the_front_first() -> N
     found = make({1: [(0.332, 1.1), (0.334, 1.0)], 2: [(0.335, 2.1), (0.3355, 2.0), (0.35, 1.9)]})
     chosen = [(one.depth, one.score) for one in choose(found, 9)]
     assert chosen == [(2, 0.335), (1, 0.334), (2, 0.3355), (1, 0.332), (2, 0.35)]
+    kinds = ["attention_4", "attention_8", "max_pool_3", "convolution_3", "dilated_convolution_5"]
+    found = [
+        Candidate(space="layers", depth=1, architecture={"layer_0": name}, score=0.3 + 0.1 * number, latency_ms=1.0)
+        for number, name in enumerate(kinds)
+    ]
+    chosen = [one.architecture["layer_0"] for one in choose(found, 4)]
+    assert chosen == ["attention_4", "max_pool_3", "convolution_3", "attention_8"]
+    assert kind_of({"layer_0": "nasbert:x", "layer_1": "dilated_convolution_5", "layer_1_input": [0]}) == (
+        "convolution", "nasbert:x"
+    )  # fmt: skip
+
+
+def test_finalists_are_within_the_budget_and_unlike_and_the_nearest_to_the_teacher_goes_on(built_copy: Path) -> None:
+    operations = ["convolution_3", "convolution_5", "attention_4", "max_pool_3"]
+    run = tiny_run(
+        built_copy,
+        cell={"strategy": "grid", "operations": operations, "epochs": 1, "candidates": 4},
+        block={"candidates": 4, "no_layer": True},
+        supernet={"finalists": 3, "epochs": 2, "budget": {"max_params": 12_000}},
+    )
+    all_units(run, "cell", "block")
+    maker = StudentMaker(run, 0)
+    finalists = choose_students(maker, load_ranked(run), 3)
+    kinds = [[kind_of(one.architecture) for one in candidates] for _, candidates in finalists]
+    assert len(finalists) == 3 and all(combination.num_params <= 12_000 for combination, _ in finalists)
+    assert all(a != b for one, other in itertools.combinations(kinds, 2) for a, b in zip(one, other, strict=True))
+    assert [one.score for one, _ in choose_students(maker, load_ranked(run), 1)] == [finalists[0][0].score]
+    everything = choose_students(maker, load_ranked(run), 99)
+    kinds = [[kind_of(one.architecture) for one in candidates] for _, candidates in everything]
+    assert len({str(one) for one in kinds}) == len(kinds) > 3
+    result = ensure(run, "supernet", {"seed": 0})
+    errors = [one["dev_logit_mse"] for one in result["finalists"]]
+    nearest = result["finalists"][errors.index(min(errors))]
+    assert nearest["cells"] == [spell(one) for one in result["architecture"]] and len(set(errors)) == 3
+    assert [one["score"] for one in result["finalists"]] == [combination.score for combination, _ in finalists]
 
 
 def test_cells_of_all_depths_are_timed_in_turns_before_they_are_chosen_from(
