@@ -109,7 +109,7 @@ def tiny_study_fields(root: Path) -> dict:
         "student": {"hidden_size": 16, "embedding_size": 8, "precision": "float32"},
         "cell": {"strategy": "darts", "depths": [1], "epochs": 2, "candidates": 2},
         "block": {"candidates": 2, "epochs": 1, "no_layer": False},
-        "supernet": {"bag": False, "epochs": 6, "learning_rate": 3e-3, "embedding_learning_rate": 3e-3},
+        "supernet": {"bag": False, "finalists": 1, "epochs": 6, "learning_rate": 3e-3, "embedding_learning_rate": 3e-3},
         "general": {"rows": 0},
         "nni": {"concurrency": 2},
     }

@@ -222,5 +222,5 @@ def test_the_head_runs_at_the_masked_places_alone(replacements: Replacements) ->
 def test_a_model_without_a_head_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no head of this kind"):
         load_masked_lm(str(write_tiny_model(tmp_path / "headless")))
-    with pytest.raises(ConfigError, match=r"augment\.masked_lm: .*nowhere cannot be loaded"):
+    with pytest.raises(ConfigError, match=r"augment\.masked_lm: .*nowhere: there is no such folder"):
         load_masked_lm(str(tmp_path / "nowhere"))
