@@ -2,7 +2,7 @@
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nni_bertnas.artifacts import file_fingerprint, fingerprint
 from nni_bertnas.data.loading import check_source, load_checked, load_tokenizer_of, loading, new_pooler
@@ -47,19 +47,28 @@ def resolve_model(name: str, field: str = "teacher.model") -> str:
     return str(found[0].parent)
 
 
-def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a model, by the name that `teacher.model` has.
+def load_config(model: str) -> Any:
+    """The configuration of a model, by the name that `teacher.model` has.
 
     Raises:
-        ConfigError: It cannot be loaded, or is not the model's.
+        ConfigError: It cannot be loaded.
     """
     from transformers import AutoConfig  # takes a second to load
 
     source, what = resolve_model(model), f"teacher.model: {model}"
     check_source(source, what)
     with loading(what):
-        config = AutoConfig.from_pretrained(source)
-    return load_tokenizer_of(source, what, getattr(config, "vocab_size", None))
+        return AutoConfig.from_pretrained(source)
+
+
+def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a model, by the name that `teacher.model` has.
+
+    Raises:
+        ConfigError: It cannot be loaded, or is not the model's.
+    """
+    pieces = getattr(load_config(model), "vocab_size", None)
+    return load_tokenizer_of(resolve_model(model), f"teacher.model: {model}", pieces)
 
 
 def load_classifier(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:

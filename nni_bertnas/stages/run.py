@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from nni_bertnas.artifacts import read_result, write_result, write_whole
 from nni_bertnas.config import StudentSettings, Study, TrainingSettings, resolve_boundaries, to_dict, to_yaml
-from nni_bertnas.data.models import load_classifier, load_encoder
+from nni_bertnas.data.models import load_classifier, load_config, load_encoder
 from nni_bertnas.data.task_data import TaskData, load_task
 from nni_bertnas.data.tasks import TaskSpec, task_spec
 from nni_bertnas.errors import ConfigError, PhaseError
@@ -159,7 +159,7 @@ class Run:
     def cuts(self) -> list[int]:
         """The same, by the model that the teacher is fine-tuned from."""
         teacher = self.study.teacher
-        return resolve_boundaries(teacher, load_encoder(teacher.model).config.num_hidden_layers)
+        return resolve_boundaries(teacher, load_config(teacher.model).num_hidden_layers)
 
     @cached_property
     def train(self) -> FeatureStore:

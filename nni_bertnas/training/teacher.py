@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from nni_bertnas.config import TaskSettings, TeacherSettings, resolve_boundaries
 from nni_bertnas.data.batches import Batch, make_loader, model_inputs
-from nni_bertnas.data.loading import load_checked, loading, new_head, unknown_share
-from nni_bertnas.data.models import load_tokenizer, resolve_model
+from nni_bertnas.data.loading import load_checked, new_head, unknown_share
+from nni_bertnas.data.models import load_config, load_tokenizer, resolve_model
 from nni_bertnas.data.rows import plain_label
 from nni_bertnas.data.task_data import TaskData
 from nni_bertnas.data.tasks import TaskSpec, task_note, task_spec
@@ -154,8 +154,7 @@ def make_teacher(settings: TeacherSettings, task: TaskSettings, data: TaskData, 
     pl.seed_everything(seed, verbose=False)
     what, tokenizer = f"teacher.model: {settings.model}", load_tokenizer(settings.model)
     _check_pieces(tokenizer, data, what)
-    with loading(what):
-        config = AutoConfig.from_pretrained(source)
+    config = load_config(settings.model)
     order = label_map(config, data.label_names, settings.fine_tune, settings.labels)
     resolve_boundaries(settings, config.num_hidden_layers)
     names = dict(enumerate(data.label_names or ("score",)))
