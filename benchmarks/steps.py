@@ -32,8 +32,9 @@ from nni_bertnas.stages.cells import make_search
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure
 from nni_bertnas.store.reader import FeatureDataset
-from nni_bertnas.student.build import Start, new_student
+from nni_bertnas.student.build import new_student
 from nni_bertnas.student.candidates import Candidate
+from nni_bertnas.student.start import Start
 from nni_bertnas.training.losses import masked_mse
 from nni_bertnas.training.student import StudentDistillation
 from nni_bertnas.training.trainer import pl

@@ -56,16 +56,28 @@ class Embeddings(nn.Module):
         return self.norm(self.expand(words) + self.position.weight[first:stop] + types)
 
     @torch.no_grad()
-    def copy_from(self, teacher: Any, pieces: Tensor | None = None) -> None:
-        """Start from the embeddings of a BERT, RoBERTa or DistilBERT.
+    def start_from(
+        self,
+        *,
+        words: Tensor,
+        positions: Tensor,
+        types: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        pieces: Tensor | None = None,
+    ) -> None:
+        """Start from the parts of a teacher's embedding stage, `scale * normed(words + positions + types) + shift`.
 
         The word matrix becomes its principal components, the mean removed, which the positions take over.
 
         Args:
-            teacher: The embeddings.
+            words: `(vocab, teacher_hidden)`.
+            positions: `(places, teacher_hidden)`.
+            types: `(types, teacher_hidden)`.
+            scale: `(teacher_hidden,)`.
+            shift: `(teacher_hidden,)`.
             pieces: Vectors of all word pieces, `(vocab, size)`, to start the word matrix from instead.
         """
-        words = teacher.word_embeddings.weight
         mean = words.mean(0)
         rank, size = self.word.embedding_dim, words.shape[1]
         source = words if pieces is None else pieces
@@ -80,16 +92,12 @@ class Embeddings(nn.Module):
             vectors = self.word.weight
             back = top if pieces is None else torch.linalg.solve(vectors.T @ vectors, vectors.T @ (words - mean)).T
             self.expand.weight.copy_(back)
-        positions = teacher.position_embeddings
-        first = 0 if positions.padding_idx is None else positions.padding_idx + 1  # RoBERTa counts from there
-        self.position.weight.copy_(positions.weight[first : first + self.position.num_embeddings])
+        self.position.weight.copy_(positions)
         if isinstance(self.expand, nn.Linear):
             self.position.weight.add_(mean)
-        if hasattr(teacher, "token_type_embeddings"):
-            self.token_type.weight.copy_(teacher.token_type_embeddings.weight)
-        else:
-            self.token_type.weight.zero_()
-        self.norm.load_state_dict(teacher.LayerNorm.state_dict())
+        self.token_type.weight.copy_(types)
+        self.norm.weight.copy_(scale)
+        self.norm.bias.copy_(shift)
 
 
 # transformers wants a configuration that can be made from nothing

@@ -21,6 +21,7 @@ from nni_bertnas.data.loading import load_checked, load_tokenizer_of
 from nni_bertnas.data.rows import Rows
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.machine import best_device
+from nni_bertnas.student.start import places
 from nni_bertnas.training.masked_lm import masked_logits
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Replacements:
         numbers = torch.zeros(model.config.vocab_size, dtype=torch.bool)
         numbers[list(self.words)] = True
         self._barred = ~numbers
-        self.window = min(_WINDOW, tokenizer.model_max_length, model.config.max_position_embeddings)
+        self.window = min(_WINDOW, tokenizer.model_max_length, places(model))
 
     def slots(self, texts: Sequence[str]) -> list[list[Slot]]:
         """The replaceable words of every text, in their order; each masked alone, in a window of its context.

@@ -18,6 +18,7 @@ from nni_bertnas.data.tokens import tokenize
 from nni_bertnas.deploy.copies import check_target, column_names, write_copy
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.machine import best_device
+from nni_bertnas.student.start import places
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -74,7 +75,7 @@ def load_predictor(folder: Path) -> Predictor:
     model, tokenizer = load_classifier(folder)
     model.to(best_device())
     note = getattr(model.config, "bertnas_task", None) or {}
-    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512))
+    longest = min(tokenizer.model_max_length, places(model))
     return Predictor(
         model, tokenizer, note.get("name", ""), tuple(note.get("texts", ())), note.get("max_length", longest)
     )

@@ -21,9 +21,10 @@ from nni_bertnas.stages.general import general_folder, save_shared
 from nni_bertnas.stages.rows import all_rows, own_rows
 from nni_bertnas.stages.run import Result, Run
 from nni_bertnas.store.reader import FeatureDataset, FeatureStore
-from nni_bertnas.student.build import Start, check_chain, new_student
+from nni_bertnas.student.build import check_chain, new_student
 from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.student.cost import Call, count_flops, count_params, measure_latency_ms, model_call
+from nni_bertnas.student.start import Start
 from nni_bertnas.tracking import Tracker
 from nni_bertnas.training.losses import LOSSES, Balance
 from nni_bertnas.training.metrics import evaluate_classifier

@@ -2,13 +2,17 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 from nni_bertnas.artifacts import fingerprint
 from nni_bertnas.config import to_dict
 from nni_bertnas.data.models import resolve_model, weights_fingerprint
 from nni_bertnas.data.task_data import data_fingerprint
+from nni_bertnas.data.tasks import task_note
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage
+from nni_bertnas.student.fit import check_teacher
+from nni_bertnas.student.start import Start
 from nni_bertnas.tracking import Tracker
 from nni_bertnas.training.teacher import make_teacher
 
@@ -23,8 +27,13 @@ def _fingerprint(run: Run, unit: Unit) -> str:
 
 def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     start, study = time.perf_counter(), run.study
+
+    def check(model: Any, tokenizer: Any) -> None:
+        note = task_note(study.task)
+        check_teacher(run.shape, Start(teacher=model, spec=run.task, note=note, sep_token_id=tokenizer.sep_token_id))
+
     teacher = make_teacher(
-        study.teacher, study.task, run.data, study.seed, lambda metrics: tracker.epoch(metrics, "train_loss")
+        study.teacher, study.task, run.data, study.seed, lambda metrics: tracker.epoch(metrics, "train_loss"), check
     )
     teacher.model.save_pretrained(folder)
     teacher.tokenizer.save_pretrained(folder)

@@ -180,7 +180,8 @@ class SplitWriter:
             for name, file in self.layout.files().items()
         }
         sums = {str(edge): np.zeros(3) for edge in self.edges}  # of values, their squares, squared errors
-        for batch_rows in LengthBatches(data.lengths[first:stop], BATCH_SIZE, shuffle=False):
+        batches = list(LengthBatches(data.lengths[first:stop], BATCH_SIZE, shuffle=False))
+        for batch_rows in reversed(batches):  # the longest first: what a GPU reserves for them serves the others
             rows = first + np.asarray(batch_rows)
             batch = data.batch(rows).to(device)
             known = None if self.vectors is None else torch.from_numpy(self.vectors[rows])

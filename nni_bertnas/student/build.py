@@ -1,8 +1,8 @@
 """A whole student out of chosen cells: built, and the chain checked."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,38 +10,15 @@ import torch
 from nni_bertnas.config import StudentSettings
 from nni_bertnas.data.batches import Batch, model_inputs
 from nni_bertnas.data.tasks import TaskSpec
-from nni_bertnas.errors import ConfigError, PhaseError
+from nni_bertnas.errors import PhaseError
 from nni_bertnas.student.candidates import Candidate
+from nni_bertnas.student.start import Start
 from search_space.cells import Cell
 from search_space.heads import HEADS, split_pairs
 from search_space.student import StudentConfig, StudentForSequenceClassification
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 _SMOOTH = 1e-3
 _ENCODINGS: tuple[Literal["joint", "separate"], ...] = ("joint", "separate")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """What the students of a task start from.
-
-    Attributes:
-        teacher: A classifier with BERT's embeddings: BERT, RoBERTa, DistilBERT and their like.
-        spec: Of the task.
-        note: What is saved of the task, see :func:`~nni_bertnas.data.tasks.task_note`.
-        sep_token_id: Of the tokenizer.
-        counts: How often every word piece stands in the training texts, `(vocab,)`; None: nothing is known.
-        pieces: What the pretrained model makes of every word piece alone, `(vocab, hidden)`; None: it was not asked.
-    """
-
-    teacher: "PreTrainedModel"
-    spec: TaskSpec
-    note: Mapping[str, Any]
-    sep_token_id: int | None = None
-    counts: np.ndarray | None = None
-    pieces: np.ndarray | None = None
 
 
 def resolve_shape(settings: StudentSettings, spec: TaskSpec) -> StudentSettings:
@@ -90,8 +67,8 @@ def new_student(
         teacher_hidden_size=bert.hidden_size,
         embedding_size=min(settings.embedding_size, bert.hidden_size),
         vocab_size=bert.vocab_size,
-        max_position_embeddings=min(start.note["max_length"], bert.max_position_embeddings),
-        type_vocab_size=getattr(bert, "type_vocab_size", 1),  # DistilBERT has none
+        max_position_embeddings=start.places,
+        type_vocab_size=len(start.embeddings.types),
         layer_norm_eps=getattr(bert, "layer_norm_eps", 1e-12),
         pad_token_id=bert.pad_token_id or 0,
         sep_token_id=start.sep_token_id,
@@ -109,12 +86,7 @@ def new_student(
     student = StudentForSequenceClassification(config)
     kind = settings.embedding_start if settings.embedding_start != "auto" else "input" if candidates else "output"
     pieces = None if kind == "input" or start.pieces is None else torch.from_numpy(start.pieces).float()
-    try:
-        student.embeddings.copy_from(start.teacher.base_model.embeddings, pieces)
-    except AttributeError as error:
-        raise ConfigError(
-            f"teacher.model: {type(start.teacher).__name__} has not BERT's embeddings ({error})"
-        ) from error
+    student.embeddings.start_from(**vars(start.embeddings), pieces=pieces)
     if student.token_weight is not None and start.counts is not None:
         student.token_weight.weight.data[:, 0] = torch.from_numpy(inverse_frequency(start.counts))
     return student.eval()

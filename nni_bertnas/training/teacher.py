@@ -1,7 +1,7 @@
 """The teacher: a pretrained classifier, fine-tuned where it does not know the task yet."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -59,12 +59,20 @@ def label_map(
     places = {plain_label(name): number for number, name in enumerate(own)}
     if has_head and label_names and set(places) == {plain_label(name) for name in label_names}:
         return [places[plain_label(name)] for name in label_names]
+    theirs = ", ".join(label_names) or "one score"
     if mode == "never" or own_labels is not None:
         remedy = "name its outputs in teacher.labels, or " if has_head and own_labels is None else ""
         raise ConfigError(
             f"teacher.model: {'its labels are ' + ', '.join(own) if has_head else 'it has no classifier'}, "
-            f"the task's are {', '.join(label_names) or 'one score'}; {remedy}let it learn the task with "
+            f"the task's are {theirs}; {remedy}let it learn the task with "
             "teacher.fine_tune: always"
+        )
+    if has_head:
+        _log.warning(
+            "teacher.model: its labels are %s, the task's are %s: it learns the task with a new head; to keep its own, "
+            "name its outputs in teacher.labels",
+            ", ".join(own),
+            theirs,
         )
     return None
 
@@ -137,7 +145,12 @@ class Teacher:
     scores: dict[str, dict[str, float]]
 
 
-def make_teacher(settings: TeacherSettings, task: TaskSettings, data: TaskData, seed: int, report: Report) -> Teacher:
+Check = Callable[["PreTrainedModel", "PreTrainedTokenizerBase"], None]
+
+
+def make_teacher(
+    settings: TeacherSettings, task: TaskSettings, data: TaskData, seed: int, report: Report, check: Check
+) -> Teacher:
     """Load a model and fine-tune it, unless it is a classifier of the task already.
 
     Args:
@@ -146,6 +159,7 @@ def make_teacher(settings: TeacherSettings, task: TaskSettings, data: TaskData, 
         data: The task's rows.
         seed: Of the training.
         report: Takes the metrics of every epoch.
+        check: Raises a ConfigError where the model, as it was loaded, is no teacher.
 
     Raises:
         ConfigError: The model cannot be loaded or does not fit the task.
@@ -169,6 +183,7 @@ def make_teacher(settings: TeacherSettings, task: TaskSettings, data: TaskData, 
         ignore_mismatched_sizes=order is None,  # another task's head is not wanted
         dtype=torch.float32,
     )
+    check(model, tokenizer)
     loaders = {
         split: make_loader(
             tokenize(tokenizer, rows, task.max_length), settings.batch_size, shuffle=split == "train", seed=seed
@@ -206,4 +221,5 @@ def _new_head(model: "PreTrainedModel") -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and not name.startswith(model.base_model_prefix):
             module.weight.data.normal_(std=model.config.initializer_range)
-            module.bias.data.zero_()
+            if module.bias is not None:
+                module.bias.data.zero_()

@@ -20,7 +20,8 @@ from nni_bertnas.data.tasks import task_note
 from nni_bertnas.search.differentiable import _sum_all_edges
 from nni_bertnas.stages.cells import read_candidates
 from nni_bertnas.stages.stage import ensure
-from nni_bertnas.student.build import Start, check_chain, new_student
+from nni_bertnas.student.build import check_chain, new_student
+from nni_bertnas.student.start import Start
 from search_space.cells import (
     SPACES,
     AdaBERT,
@@ -72,12 +73,12 @@ def test_a_body_obeys_the_mask_and_is_trainable(space: str, seed: int) -> None:
     y = body(x, MASK, SECOND)
     assert y.shape == x.shape and y.isfinite().all()
     other = torch.where(MASK.unsqueeze(-1), x, torch.full_like(x, 100.0))
-    torch.testing.assert_close(body(other, MASK, SECOND)[MASK], y[MASK])
+    torch.testing.assert_close(body(other, MASK, SECOND)[MASK], y[MASK], atol=5e-5, rtol=1e-4)
     padded = [torch.cat([part, part[:, :3]], dim=1) for part in (x, MASK & False, SECOND & False)]
     padded[1][:, :7], padded[2][:, :7] = MASK, SECOND
-    torch.testing.assert_close(body(*padded)[:, :7][MASK], y[MASK])
+    torch.testing.assert_close(body(*padded)[:, :7][MASK], y[MASK], atol=5e-5, rtol=1e-4)
     alone = body(x[:1, :4], MASK[:1, :4], SECOND[:1, :4])
-    torch.testing.assert_close(alone, y[:1, :4])
+    torch.testing.assert_close(alone, y[:1, :4], atol=5e-5, rtol=1e-4)
     y[MASK].square().sum().backward()
     assert x.grad is not None and x.grad[MASK].any() and not x.grad[~MASK].any()
     gradients = [parameter.grad for parameter in body.parameters() if parameter.grad is not None]

@@ -17,7 +17,8 @@ from nni_bertnas.config import StudentSettings
 from nni_bertnas.data.batches import Batch
 from nni_bertnas.data.tasks import TASKS
 from nni_bertnas.errors import PhaseError
-from nni_bertnas.student.build import Start, check_chain, new_student
+from nni_bertnas.student.build import check_chain, new_student
+from nni_bertnas.student.start import Start
 from search_space.cells import build_cell
 from search_space.student import StudentConfig, StudentForSequenceClassification
 
