@@ -44,10 +44,14 @@ class CustomSettings:
     test: str | None = None  # read once, at the end; null holds out a tenth of train
     text_columns: Annotated[list[str], Field(min_length=1, max_length=2)]  # one, or two for pairs
     label_column: str = "label"
-    kind: Literal["classification", "regression"] = "classification"
+    # multi_label: a row has any number of labels: a list, or a text with label_separator between them
+    kind: Literal["classification", "regression", "multi_label"] = "classification"
+    label_separator: Annotated[str, Field(min_length=1)] = ","
     labels: Annotated[list[str], Field(min_length=2)] | None = None  # names by number; null: those in train, sorted
     quotes: Literal["csv", "literal"] = "csv"  # literal: a quote in .csv and .tsv is part of the text
-    metric: str | None = None  # a key of METRICS; ranks. null: accuracy, or for regression pearson_spearman
+    # a key of METRICS; ranks. null: accuracy, for regression pearson_spearman, for multi_label micro_f1. f1 is that of
+    # the second label: the order of `labels`, or of the alphabet, says which
+    metric: str | None = None
     symmetric: bool = False  # of pairs: whether the second text first has the same label, as in similarity
 
     @model_validator(mode="after")
@@ -72,6 +76,9 @@ class TaskSettings:
     # what teacher and student learn of rare classes: rows count by the inverse of their class's share (weights), or
     # logits learn to do without it (logits, logit adjustment); the score on frequent classes falls
     balance: Literal["off", "weights", "logits"] = "off"
+    # rows of a dev or test file of own data whose text stands in train, too: left out, or kept and counted in the log.
+    # Where dev or test are held out of train, equal texts stay together
+    repeated: Literal["drop", "keep"] = "drop"
 
     @model_validator(mode="after")
     def _custom_fits(self) -> "TaskSettings":

@@ -172,7 +172,7 @@ def _misfits(study: Study) -> list[str]:
     """Settings that do not go together."""
     spec, problems = task_spec(study.task), _source_misfits(study.task)
     own = study.task.custom
-    if own is not None and own.metric is not None and (own.kind == "regression") != METRICS[own.metric].of_scores:
+    if own is not None and own.metric is not None and own.kind != METRICS[own.metric].kind:
         problems.append(f"task.custom.metric: {own.metric} does not suit {own.kind}")
     for part in ("cell", "block"):
         wrong = [name for name in getattr(study, part).losses if LOSSES[name].needs not in ("hidden", "entries")]
@@ -180,6 +180,13 @@ def _misfits(study: Study) -> list[str]:
             problems.append(f"{part}.losses: {', '.join(wrong)} needs more than the hidden states that a cell has")
     if spec.regression and (wrong := [name for name in study.distill.losses if LOSSES[name].of_classes]):
         problems.append(f"distill.losses: {', '.join(wrong)} is not for regression, whose one score has no softmax")
+    if spec.multi_label:
+        if "probe" in (*study.cell.losses, *study.block.losses, *study.distill.losses):
+            problems.append("losses: probe is for one label a row")
+        if study.teacher.kind in ("siamese", "both"):
+            problems.append(f"teacher.kind: {study.teacher.kind} is for one label a row; set auto")
+        if spec.pairs and any((study.pairs.bm25, study.pairs.near, study.pairs.beyond, study.pairs.random)):
+            problems.append("pairs: are for one label a row; name pairs of your own in transfer.files")
     if spec.regression and study.task.balance != "off":
         problems.append("task.balance: is for classes; set off for scores")
     return problems + _pair_misfits(study, spec) + find_strategy(study.cell)[1].misfits(study.cell)

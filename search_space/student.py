@@ -227,8 +227,9 @@ class StudentForSequenceClassification(PreTrainedModel):
             attention_mask: `(batch, seq)`, 1 = keep; all are kept without it.
             token_type_ids: `(batch, seq)`; without it, or where there is one type alone, the second text of a pair
                 starts behind the first `sep_token_id`.
-            labels: `(batch,)`, class numbers, or scores where there is one output; with them the output has the mean
-                cross-entropy, or the mean squared error, as loss.
+            labels: `(batch,)`, class numbers, or scores where there is one output; `(batch, num_labels)`, 0 or 1,
+                where the problem is `multi_label_classification`; with them the output has the mean cross-entropy,
+                squared error, or binary cross-entropy, as loss.
             output_hidden_states: Whether the output has the hidden state at every block's exit, each
                 `(batch, seq, hidden)`, or `(2 * batch, side, hidden)` of pairs read separately; see `split_pairs`.
             return_dict: False for a plain tuple.
@@ -248,6 +249,8 @@ class StudentForSequenceClassification(PreTrainedModel):
         loss = None
         if labels is not None and self.config.num_labels == 1:
             loss = nn.functional.mse_loss(logits[:, 0], labels.to(logits.dtype))
+        elif labels is not None and self.config.problem_type == "multi_label_classification":
+            loss = nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
         elif labels is not None:
             loss = nn.functional.cross_entropy(logits, labels)
         hidden_states = exits if output_hidden_states else None

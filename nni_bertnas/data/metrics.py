@@ -14,14 +14,22 @@ class Metric:
     """One metric.
 
     Attributes:
-        compute: Takes labels and predictions `(num_rows,)`.
-        of_scores: Whether both are scores; otherwise they are class numbers.
+        compute: Takes labels and predictions `(num_rows,)`; of sets of labels `(num_rows, num_labels)`, 1 for those in
+            the set.
+        of_scores: Whether both are scores; otherwise they are class numbers, or sets.
+        of_sets: Whether both are sets of labels.
         two_labels: Whether it is defined for two labels alone.
     """
 
     compute: Callable[[Numbers, Numbers], float]
     of_scores: bool = False
+    of_sets: bool = False
     two_labels: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What it is of, by the name that `task.custom.kind` has for it."""
+        return "regression" if self.of_scores else "multi_label" if self.of_sets else "classification"
 
 
 def _sklearn(name: str, labels: Numbers, predictions: Numbers, **options: Any) -> float:
@@ -63,6 +71,16 @@ def matthews(labels: Numbers, predictions: Numbers) -> float:
     return _sklearn("matthews_corrcoef", labels, predictions)
 
 
+def micro_f1(labels: Numbers, predictions: Numbers) -> float:
+    """F1 of all labels of all rows together, 0 to 1."""
+    return _sklearn("f1_score", labels, predictions, average="micro", zero_division=0)
+
+
+def exact_match(labels: Numbers, predictions: Numbers) -> float:
+    """Share of rows whose set of labels is right as a whole, 0 to 1."""
+    return accuracy(labels, predictions)
+
+
 def pearson(labels: Numbers, predictions: Numbers) -> float:
     """Pearson correlation, -1 to 1; 0 for a constant prediction."""
     return _scipy("pearsonr", labels, predictions)
@@ -84,6 +102,9 @@ METRICS: Mapping[str, Metric] = {
     "f1_macro": Metric(compute=f1_macro),
     "accuracy_f1": Metric(compute=accuracy_f1, two_labels=True),
     "matthews": Metric(compute=matthews),
+    "micro_f1": Metric(compute=micro_f1, of_sets=True),
+    "macro_f1": Metric(compute=f1_macro, of_sets=True),
+    "exact_match": Metric(compute=exact_match, of_sets=True),
     "pearson": Metric(compute=pearson, of_scores=True),
     "spearman": Metric(compute=spearman, of_scores=True),
     "pearson_spearman": Metric(compute=pearson_spearman, of_scores=True),

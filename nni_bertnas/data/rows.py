@@ -4,7 +4,7 @@ import logging
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ class Rows:
 
     Attributes:
         texts: The first or only text of every row.
-        labels: Class numbers, or scores.
+        labels: Class numbers, scores, or sets of labels, see :mod:`~nni_bertnas.data.label_sets`.
         pairs: The second texts; None for single texts.
     """
 
@@ -56,14 +56,21 @@ def unlabelled(count: int, *, regression: bool) -> list[float]:
 
 
 def clean_rows(
-    records: Iterable[Record], texts: Sequence[str], label: str, *, skip: bool, empty_ok: bool = False
-) -> tuple[Rows, list[tuple[str, str]]]:
+    records: Iterable[Record],
+    texts: Sequence[str],
+    label: str,
+    *,
+    skip: bool,
+    empty_ok: bool = False,
+    read: Callable[[Any], Any] | None = None,
+) -> tuple[Rows, list[tuple[str, Any]]]:
     """Rows without their labels yet, and for every row where it stands and its label as text.
 
-    With `skip`, damaged rows are left out and named in the log.
+    With `skip`, damaged rows are left out and named in the log. `read` gives the label of a cell where it is no text,
+    and None for what is none.
     """
     columns: tuple[list[str], ...] = tuple([] for _ in texts)
-    values: list[tuple[str, str]] = []
+    values: list[tuple[str, Any]] = []
     damaged: list[str] = []
     for record in records:
         problem = record.problem
@@ -74,15 +81,18 @@ def clean_rows(
                     f"{record.where}: no column {', '.join(missing)}; there are {', '.join(map(str, record.values))}"
                 )
             cells = [record.values[name] for name in texts]
-            target = label_text(record.values[label]) if label else ""
+            target = (read or label_text)(record.values[label]) if label else ""
             if empty_ok:
                 cells = ["" if cell is None else cell for cell in cells]
             if not all(isinstance(cell, str) and (cell.strip() or empty_ok) for cell in cells):
                 empty = [name for name, cell in zip(texts, cells, strict=True) if not str(cell or "").strip()]
                 problem = f"{', '.join(empty)} is empty" if empty else f"{', '.join(texts)} must be text, got {cells}"
             elif label and target is None:
-                problem = f"{label} must be one text or number, got {type(record.values[label]).__name__}"
-            elif label and not target:
+                wanted = "one text or number" if read is None else "a list of texts or numbers, or one text"
+                problem = f"{label} must be {wanted}, got {type(record.values[label]).__name__}"
+                if read is None and isinstance(record.values[label], list):
+                    problem += " (of a row with several labels: set task.custom.kind: multi_label)"
+            elif label and not target and read is None:
                 problem = f"{label} is empty"
             elif any(map(_SURROGATE.search, cells)):
                 problem = f"{', '.join(texts)} is not valid Unicode"
@@ -93,7 +103,7 @@ def clean_rows(
         if problem:
             damaged.append(f"{record.where}: {problem}")
             continue
-        values.append((record.where, target or ""))
+        values.append((record.where, target or ("" if read is None else [])))
         for column, cell in zip(columns, cells, strict=True):
             column.append(cell.strip())
     if damaged:

@@ -1,16 +1,18 @@
 """A task's rows, read from its source and split."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from nni_bertnas.artifacts import fingerprint
 from nni_bertnas.config import TaskSettings, to_dict
+from nni_bertnas.data.label_sets import MOST, read_set, set_number, strata
 from nni_bertnas.data.metrics import METRICS
 from nni_bertnas.data.rows import Rows, class_numbers, clean_rows, label_order, plain_label, score_numbers
 from nni_bertnas.data.sources import SOURCES
 from nni_bertnas.data.sources.source import Source
-from nni_bertnas.data.splits import SPLIT_SEED, split
+from nni_bertnas.data.splits import SPLIT_SEED, SPLITTING, repeated, split, strata_of
 from nni_bertnas.data.tasks import TaskSpec, task_spec
 from nni_bertnas.errors import ConfigError, lookup
 
@@ -46,7 +48,7 @@ def data_fingerprint(task: TaskSettings) -> str:
     if task.custom is not None:
         for name in ("train", "dev", "test"):
             del settings["custom"][name]
-    return fingerprint(settings, SPLIT_SEED, _source(task).fingerprint(task, task_spec(task)))
+    return fingerprint(settings, SPLIT_SEED, SPLITTING, _source(task).fingerprint(task, task_spec(task)))
 
 
 def load_task(task: TaskSettings) -> TaskData:
@@ -55,7 +57,7 @@ def load_task(task: TaskSettings) -> TaskData:
     Its row of TASKS says how: rotten_tomatoes 6 : 1 : 1 into train, dev, test. GLUE: its labelled dev files keep their
     name, `glue_dev`, and are not looked at before the end, as its test files have no labels; our dev is as many rows,
     at most about a tenth, held out of its train file. Own data: what is not given as a file, of dev and test, is a
-    tenth of train each.
+    tenth of train each. Rows of the same text stay in one split.
 
     Raises:
         ConfigError: With the file and line of the first bad row.
@@ -64,15 +66,34 @@ def load_task(task: TaskSettings) -> TaskData:
     if "train" not in spec.hub_splits:
         raise ConfigError(f"task.name: {task.name} has no training rows; train on mnli, and use bertnas predict")
     names, found = read_splits(task)
-    found = spec.hold_out(found, names)
+    by = (lambda labels: strata(labels, len(names))) if spec.multi_label else strata_of(names)
+    found = _apart(task, spec.hold_out(found, by))
     train, dev = found.pop("train"), found.pop("dev")
     if task.max_train_rows is not None and task.max_train_rows < len(train):
         if task.max_train_rows < len(names):
             raise ConfigError(
                 f"task.max_train_rows must be at least {len(names)}, a row of every label, got {task.max_train_rows}"
             )
-        _, train = split(train, names, task.max_train_rows / len(train))
+        _, train = split(train, by, task.max_train_rows / len(train))
     return TaskData(names, {"train": train, "dev": dev, **found})
+
+
+def _apart(task: TaskSettings, found: dict[str, Rows]) -> dict[str, Rows]:
+    """The splits without what stands in train, too, where a study's own files have it; elsewhere it is counted."""
+    for name, rows in found.items():
+        same = set(repeated(found["train"], rows)) if name != "train" else set()
+        if not same:
+            continue
+        drop = task.custom is not None and task.repeated == "drop"
+        done = "left out (task.repeated: keep keeps them)" if drop else "kept"
+        _log.warning("%d of %d rows of %s stand in train, too: %s", len(same), len(rows), name, done)
+        if drop and len(same) == len(rows):
+            raise ConfigError(
+                f"task.custom.{name}: every row of it stands in train, too; give other rows, or set task.repeated: keep"
+            )
+        if drop:
+            found = {**found, name: rows.take(number for number in range(len(rows)) if number not in same)}
+    return found
 
 
 def read_splits(task: TaskSettings) -> tuple[tuple[str, ...], dict[str, Rows]]:
@@ -90,17 +111,39 @@ def read_splits(task: TaskSettings) -> tuple[tuple[str, ...], dict[str, Rows]]:
     found: dict[str, Rows] = {}
     for name, records in table.splits.items():
         skip = task.bad_rows == "skip"
-        rows, values = clean_rows(records, table.texts, table.label, skip=skip)
+        rows, values = clean_rows(records, table.texts, table.label, skip=skip, read=_set_reader(task))
         if not len(rows):
             raise ConfigError(f"task: the split {name} has no rows")
         if spec.regression:
             labels = score_numbers(values, spec.label, skip=skip)
+        elif spec.multi_label:
+            names = names or label_order(label for _, labels in values for label in labels)
+            _check_names(names, spec)
+            labels = _set_numbers(values, names, name, skip=skip)
         else:
             names = names or label_order(text for _, text in values)
             _check_names(names, spec)
             labels = class_numbers(values, names, name, own=task.custom is not None, skip=skip)
         found[name] = _labelled(rows, labels, values)
     return names, found
+
+
+def _set_reader(task: TaskSettings) -> Callable[[Any], list[str] | None] | None:
+    own = task.custom
+    return None if own is None or own.kind != "multi_label" else lambda value: read_set(value, own.label_separator)
+
+
+def _set_numbers(
+    values: Sequence[tuple[str, list[str]]], names: Sequence[str], split: str, *, skip: bool
+) -> list[float | None]:
+    """Sets of labels as numbers; see :func:`~nni_bertnas.data.rows.class_numbers`."""
+    flat = [(where, label) for where, labels in values for label in labels]
+    numbers = iter(class_numbers(flat, names, split, own=True, skip=skip))
+    found: list[float | None] = []
+    for _, labels in values:
+        own = [next(numbers) for _ in labels]
+        found.append(None if None in own else set_number(int(label) for label in own if label is not None))
+    return found
 
 
 def _labelled(rows: Rows, labels: Sequence[float | None], values: Sequence[tuple[str, str]]) -> Rows:
@@ -122,5 +165,7 @@ def _check_names(names: Sequence[str], spec: TaskSpec) -> None:
         raise ConfigError(
             f"task: of the labels {', '.join(names)} two differ in case, spaces or hyphens alone; join them"
         )
+    if spec.multi_label and len(names) > MOST:
+        raise ConfigError(f"task: there are {len(names)} labels; a row can have any of at most {MOST}")
     if len(names) > 2 and METRICS[spec.metric].two_labels:
         raise ConfigError(f"task.custom.metric: {spec.metric} is for two labels, there are {len(names)}; take f1_macro")

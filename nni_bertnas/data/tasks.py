@@ -74,6 +74,18 @@ class TaskSpec:
         """Whether a score is predicted instead of a class."""
         return METRICS[self.metric].of_scores
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether a row has a set of labels, see :mod:`~nni_bertnas.data.label_sets`."""
+        return METRICS[self.metric].of_sets
+
+    @property
+    def problem_type(self) -> str:
+        """The name that transformers has for what is predicted."""
+        if self.regression:
+            return "regression"
+        return "multi_label_classification" if self.multi_label else "single_label_classification"
+
 
 _NLI = ("entailment", "neutral", "contradiction")
 _MATCHED = ("matched", "mismatched")
@@ -165,8 +177,12 @@ TASKS: Mapping[str, TaskSpec] = {
         hub_splits={"diagnostic": "test"},
     ),
 }  # fmt: skip
-_OWN_METRICS = {"classification": ("accuracy", "f1_macro", "matthews"), "regression": _OF_SCORES}
-_OWN_METRIC = {"classification": "accuracy", "regression": "pearson_spearman"}
+_OWN_METRICS = {
+    "classification": ("accuracy", "f1_macro", "matthews"),
+    "regression": _OF_SCORES,
+    "multi_label": ("micro_f1", "macro_f1", "exact_match"),
+}
+_OWN_METRIC = {"classification": "accuracy", "regression": "pearson_spearman", "multi_label": "micro_f1"}
 
 
 def task_spec(task: TaskSettings) -> TaskSpec:

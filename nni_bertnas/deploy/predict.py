@@ -51,16 +51,29 @@ class Predictor:
 
     @torch.inference_mode()
     def probabilities(self, rows: Rows) -> np.ndarray:
-        """`(num_rows, num_labels)`, each row summing to 1; `(num_rows, 1)` scores for regression."""
+        """`(num_rows, num_labels)`, each row summing to 1; `(num_rows, 1)` scores for regression.
+
+        Of a model that gives any number of labels to a row, each label's own probability.
+        """
         data = tokenize(self.tokenizer, rows, self.max_length)
         found = np.zeros((len(rows), self.model.config.num_labels))
         for numbers in LengthBatches(data.lengths, _BATCH_SIZE, shuffle=False):
             logits = self.model(**model_inputs(self.model, data.batch(numbers))).logits.double().cpu()
-            found[numbers] = (logits.softmax(-1) if logits.shape[1] > 1 else logits).numpy()
+            if self.several:
+                logits = logits.sigmoid()
+            found[numbers] = (logits.softmax(-1) if logits.shape[1] > 1 and not self.several else logits).numpy()
         return found
 
+    @property
+    def several(self) -> bool:
+        """Whether a row can have any number of labels."""
+        return bool(self.model.config.problem_type == "multi_label_classification")
+
     def predictions(self, probabilities: np.ndarray) -> list[Any]:
-        """Label names, or scores, `(num_rows,)`, of what :meth:`probabilities` gave."""
+        """Label names, lists of them, or scores, `(num_rows,)`, of what :meth:`probabilities` gave."""
+        if self.several:
+            names = self.label_names
+            return [[name for name, one in zip(names, row, strict=True) if one > 0.5] for row in probabilities]
         if probabilities.shape[1] == 1:
             return probabilities[:, 0].tolist()
         return [self.label_names[number] for number in probabilities.argmax(1)]
@@ -115,12 +128,14 @@ def predict_file(
         raise ConfigError(f"{source} has no rows")
     found = np.concatenate(parts)
     said = predictor.predictions(found)
-    names = predictor.label_names if found.shape[1] > 1 else []
+    names = predictor.label_names if found.shape[1] > 1 or predictor.several else []
     new = (
         {"prediction": one, **{f"probability_{name}": value for name, value in zip(names, row, strict=False)}}
         for one, row in zip(said, found.astype(float).tolist(), strict=True)
     )
     write_copy(source, target, new, literal_quotes=literal_quotes)
+    if predictor.several:
+        return dict(Counter(name for row in said for name in row).most_common())
     return dict(Counter(said).most_common()) if names else {"score": len(found)}
 
 

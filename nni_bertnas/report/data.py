@@ -1,6 +1,7 @@
 """What a study's data look like to its model, for people to read."""
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,8 +9,11 @@ from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
 
+from nni_bertnas.data.label_sets import members
+from nni_bertnas.data.metrics import METRICS
 from nni_bertnas.data.models import load_tokenizer
 from nni_bertnas.data.rows import Rows
+from nni_bertnas.data.splits import keys, repeated
 from nni_bertnas.data.tokens import tokenize
 from nni_bertnas.stages.run import Run
 
@@ -28,7 +32,9 @@ def show_data(run: Run, console: Console) -> None:
     """
     data, task = run.data, run.study.task
     tokenizer = load_tokenizer(run.study.teacher.model)
-    console.print(balance(task.name, data.label_names, data.splits))
+    console.print(balance(task.name, data.label_names, data.splits, sets=run.task.multi_label))
+    for text in notes(run):
+        console.print(text, highlight=False)
     train = data.splits["train"]
     longest = task.max_length
     found = piece_lengths(tokenizer, train)
@@ -43,12 +49,28 @@ def show_data(run: Run, console: Console) -> None:
     shown = train.take(np.asarray(_examples(train)))
     tokens = tokenize(tokenizer, shown, longest)
     for number, label in enumerate(shown.labels):
-        name = data.label_names[int(label)] if data.label_names else f"{label:g}"
+        name = f"{label:g}"
+        if data.label_names:
+            own = members(label, len(data.label_names)) if run.task.multi_label else [int(label)]
+            name = ", ".join(data.label_names[one] for one in own) or "no label"
         pieces = tokenizer.convert_ids_to_tokens(tokens.tokens[tokens.offsets[number] : tokens.offsets[number + 1]])
         console.print(f"  {name}: {' '.join(pieces)}", highlight=False, markup=False, soft_wrap=True)
 
 
-def balance(name: str, label_names: tuple[str, ...], splits: dict[str, Rows]) -> Table:
+def notes(run: Run) -> Iterator[str]:
+    """What a reader of the scores has to know: rows that are also in train, and which label F1 is of."""
+    data = run.data
+    for name, rows in data.splits.items():
+        if name != "train" and (same := len(repeated(data.splits["train"], rows))):
+            yield f"{same:,} of {len(rows):,} rows of {name} stand in train, too"
+    texts = Counter(keys(data.splits["train"]))
+    if more := sum(texts.values()) - len(texts):
+        yield f"{more:,} of {texts.total():,} rows of train repeat the text of another"
+    if METRICS[run.task.metric].two_labels and data.label_names:
+        yield f"F1 is that of {data.label_names[1]}; the order of task.custom.labels says of which"
+
+
+def balance(name: str, label_names: tuple[str, ...], splits: dict[str, Rows], *, sets: bool = False) -> Table:
     """Rows of every split, and of every label; of scores, their range."""
     table = Table(title=f"{name}: rows")
     for column in ("", *splits):
@@ -62,9 +84,12 @@ def balance(name: str, label_names: tuple[str, ...], splits: dict[str, Rows]) ->
             ("standard deviation of", np.std),
         ):
             table.add_row(f"{what} score", *(f"{measure(rows.labels):.2f}" for rows in splits.values()))
-    counts = [Counter(rows.labels) for rows in splits.values()]
     for number, label in enumerate(label_names):
-        table.add_row(label, *(f"{one[number]:,} ({one[number] / one.total():.1%})" for one in counts))
+        counts = [
+            (sum(int(one) >> number & 1 if sets else one == number for one in rows.labels), len(rows))
+            for rows in splits.values()
+        ]
+        table.add_row(label, *(f"{count:,} ({count / total:.1%})" for count, total in counts))
     return table
 
 

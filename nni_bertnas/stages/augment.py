@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from nni_bertnas.artifacts import file_fingerprint, fingerprint
 from nni_bertnas.augment.parts import merge_parts, save_copies, write_parts
 from nni_bertnas.augment.replace import Replacements, load_masked_lm
 from nni_bertnas.augment.words import embedding_neighbours, read_vectors
 from nni_bertnas.config import to_dict
+from nni_bertnas.data.label_sets import indicators
 from nni_bertnas.data.models import resolve_model, weights_fingerprint
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.stages.labelled import label_rows
@@ -89,16 +91,18 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
         "seconds": seconds,
         "rows_per_second": new.counts["tries"] / seconds,
         "label_seconds": time.perf_counter() - start,
-        "disagreement": disagreement(store.logits, labels[new.origin]),
-        "disagreement_of_train": disagreement(run.train.logits[: len(train)], labels),
+        "disagreement": disagreement(store.logits, labels[new.origin], sets=run.task.multi_label),
+        "disagreement_of_train": disagreement(run.train.logits[: len(train)], labels, sets=run.task.multi_label),
     }
     for old in run.root.glob(".augment-*"):
         shutil.rmtree(old)
     return result
 
 
-def disagreement(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Share of rows whose label is not the teacher's; for scores, the mean absolute difference."""
+def disagreement(logits: np.ndarray, labels: np.ndarray, *, sets: bool = False) -> float:
+    """Share of rows whose label, or set of labels, is not the teacher's; for scores, the mean absolute difference."""
+    if sets:
+        return float(((logits > 0) != indicators(torch.from_numpy(labels), logits.shape[1]).numpy()).any(1).mean())
     if logits.shape[1] == 1:
         return float(np.abs(logits[:, 0].astype(np.float64) - labels).mean())
     return float((logits.argmax(1) != labels).mean())

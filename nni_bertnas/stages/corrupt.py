@@ -34,12 +34,12 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     origin, texts = zip(*made, strict=True)
     parquet.write_table(pa.table({run.task.texts[0]: texts, "row": origin}), folder / ROWS)
     logits = label_rows(run, folder, list(texts)).logits
-    own = run.train.logits[: len(train)]
+    own, single = run.train.logits[: len(train)], bool(run.data.label_names) and not run.task.multi_label
     return {
         "rows": len(texts),
         # Share of the texts whose answer is another than that of the text they come from.
-        "changed": None if run.task.regression else float((logits.argmax(1) != own[list(origin)].argmax(1)).mean()),
-        "answers": None if run.task.regression else np.bincount(logits.argmax(1), minlength=logits.shape[1]).tolist(),
+        "changed": None if not single else float((logits.argmax(1) != own[list(origin)].argmax(1)).mean()),
+        "answers": None if not single else np.bincount(logits.argmax(1), minlength=logits.shape[1]).tolist(),
         "seconds": time.perf_counter() - start,
     }
 

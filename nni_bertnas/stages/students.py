@@ -192,7 +192,12 @@ class StudentMaker:
             distill=study.distill,
             settings=settings,
             spec=run.task,
-            balance=Balance.of(study.task.balance, run.data.splits["train"].labels, student.config.num_labels),
+            balance=Balance.of(
+                study.task.balance,
+                run.data.splits["train"].labels,
+                student.config.num_labels,
+                sets=run.task.multi_label,
+            ),
             probes=run.probes,
             attention=run.attention(run.edges[:-1]),
             steps=len(loader) * settings.epochs,

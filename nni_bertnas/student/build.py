@@ -78,7 +78,7 @@ def new_student(
         symmetric=start.spec.symmetric,
         token_weights=settings.token_weights,
         static_path=settings.static_path,
-        problem_type="regression" if start.spec.regression else "single_label_classification",
+        problem_type=start.spec.problem_type,
         id2label=bert.id2label,
         label2id=bert.label2id,
         bertnas_task=dict(start.note),

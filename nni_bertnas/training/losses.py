@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nni_bertnas.data.batches import Batch
+from nni_bertnas.data.label_sets import indicators
 from nni_bertnas.data.rows import UNLABELLED
 from nni_bertnas.training.probes import Probes
 from nni_bertnas.training.relations import Attention, divergence
@@ -36,22 +37,29 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class Balance:
-    """How the loss of labels makes up for rare classes.
+    """What labels are, and how their loss makes up for rare ones.
 
     Attributes:
-        weights: Of every class, `(num_labels,)`; None: all count alike.
+        weights: Of every class, `(num_labels,)`; of sets, of a label's presence against its absence; None: all count
+            alike.
         offsets: Added to the logits, `(num_labels,)` (logit adjustment, Menon et al., arXiv 2007.07314, equation 10);
             None: nothing is.
+        sets: Whether a row has a set of labels, see :mod:`~nni_bertnas.data.label_sets`.
     """
 
     weights: Tensor | None = None
     offsets: Tensor | None = None
+    sets: bool = False
 
     @classmethod
-    def of(cls, kind: str, labels: Sequence[float], num_labels: int) -> "Balance":
+    def of(cls, kind: str, labels: Sequence[float], num_labels: int, *, sets: bool = False) -> "Balance":
         """That of a `task.balance`, for the labels of train."""
         if kind == "off":
-            return cls()
+            return cls(sets=sets)
+        if sets:
+            present = indicators(torch.tensor(labels, dtype=torch.int64), num_labels).float().mean(0)
+            odds = present.clamp(1 / len(labels), 1 - 1 / len(labels)).logit()
+            return cls(weights=(-odds).exp(), sets=True) if kind == "weights" else cls(offsets=odds, sets=True)
         counts = torch.bincount(torch.tensor(labels, dtype=torch.int64), minlength=num_labels).clamp(min=1)
         share = counts / counts.sum()
         return cls(weights=1 / (num_labels * share)) if kind == "weights" else cls(offsets=share.log())
@@ -209,9 +217,13 @@ def _answered(output: Output, batch: Batch) -> tuple[Tensor, Tensor]:
 def soft_cross_entropy(output: Output, batch: Batch, scale: Scale) -> Tensor:
     """Cross-entropy against the softened teacher, times temperature² (Hinton et al., arXiv 1503.02531, section 2).
 
-    Mean over rows that the teacher answers.
+    Mean over rows that the teacher answers. Where a row has a set of labels, of the sigmoids, mean over labels, too.
     """
     made, targets = _answered(output, batch)
+    if scale.balance.sets:
+        soft = (targets / scale.temperature).sigmoid()
+        total = F.binary_cross_entropy_with_logits(made / scale.temperature, soft, reduction="sum")
+        return total / max(1, targets.numel()) * scale.temperature**2
     soft = (targets / scale.temperature).softmax(dim=-1)
     total = F.cross_entropy(made / scale.temperature, soft, reduction="sum")
     return total / max(1, len(targets)) * scale.temperature**2
@@ -233,8 +245,8 @@ def label_loss(logits: Tensor, labels: Tensor, balance: Balance = Balance()) -> 
 
     Args:
         logits: `(batch, num_labels)`; one output for regression.
-        labels: `(batch,)`; int64 class numbers, `UNLABELLED` for none, give cross-entropy; float32 scores, not-a-number
-            for none, the mean squared error.
+        labels: `(batch,)`; int64 class numbers, `UNLABELLED` for none, give cross-entropy; sets of labels the mean over
+            labels of binary cross-entropy; float32 scores, not-a-number for none, the mean squared error.
         balance: Of classes; the mean is weighted by it.
     """
     if labels.is_floating_point():
@@ -242,6 +254,11 @@ def label_loss(logits: Tensor, labels: Tensor, balance: Balance = Balance()) -> 
         return (logits[:, 0] - labels)[known].square().sum() / known.sum().clamp(min=1)
     weights, offsets = (None if one is None else one.to(logits) for one in (balance.weights, balance.offsets))
     adjusted = logits if offsets is None else logits + offsets
+    if balance.sets:
+        known = labels != UNLABELLED
+        wanted = indicators(labels[known], logits.shape[1]).to(logits.dtype)
+        total = F.binary_cross_entropy_with_logits(adjusted[known], wanted, pos_weight=weights, reduction="sum")
+        return total / max(1, wanted.numel())
     total = F.cross_entropy(adjusted, labels, weights, ignore_index=UNLABELLED, reduction="sum")
     known = labels[labels != UNLABELLED]
     return total / (max(1, len(known)) if weights is None else weights[known].sum().clamp(min=1e-9))

@@ -6,12 +6,24 @@ import torch
 from torch import Tensor, nn
 
 from nni_bertnas.data.batches import Batch, model_inputs
+from nni_bertnas.data.label_sets import indicators
 from nni_bertnas.data.metrics import METRICS
 from nni_bertnas.data.tasks import TaskSpec
 
 
-def predictions_of(logits: Tensor) -> Tensor:
-    """`(batch, num_labels)` -> `(batch,)`: class numbers, or scores where there is one output."""
+def predictions_of(logits: Tensor, *, sets: bool = False) -> Tensor:
+    """What logits say.
+
+    Args:
+        logits: `(batch, num_labels)`.
+        sets: Whether a row may have any number of labels.
+
+    Returns:
+        `(batch,)`: class numbers, or scores where there is one output; of sets `(batch, num_labels)`, 1 for every label
+        that is likelier than not.
+    """
+    if sets:
+        return (logits > 0).long()
     return logits[:, 0].float() if logits.shape[1] == 1 else logits.argmax(-1)
 
 
@@ -25,7 +37,9 @@ class Scorer:
     def add(self, logits: Tensor, labels: Tensor | None) -> None:
         """`(batch, num_labels)`, `(batch,)`."""
         assert labels is not None
-        self._seen.append((predictions_of(logits).cpu(), labels.cpu()))
+        sets = self.spec.multi_label
+        truth = indicators(labels.cpu(), logits.shape[1]) if sets else labels.cpu()
+        self._seen.append((predictions_of(logits, sets=sets).cpu(), truth))
 
     def scores(self) -> dict[str, float]:
         """Every metric of the task over all that was added since the last call."""

@@ -170,6 +170,8 @@ def make_teacher(
     _check_pieces(tokenizer, data, what)
     config = load_config(settings.model)
     order = label_map(config, data.label_names, settings.fine_tune, settings.labels)
+    if order is not None:
+        _check_problem(config, spec)
     resolve_boundaries(settings, config.num_hidden_layers)
     names = dict(enumerate(data.label_names or ("score",)))
     model = load_checked(
@@ -179,7 +181,7 @@ def make_teacher(
         new=new_head if order is None else lambda name, base: False,
         id2label=names,
         label2id={name: number for number, name in names.items()},
-        problem_type="regression" if spec.regression else "single_label_classification",
+        problem_type=spec.problem_type,
         ignore_mismatched_sizes=order is None,  # another task's head is not wanted
         dtype=torch.float32,
     )
@@ -192,7 +194,8 @@ def make_teacher(
     }
     if order is None:
         _new_head(model)
-        balance = Balance.of(task.balance, data.splits["train"].labels, len(data.label_names))
+        labels = data.splits["train"].labels
+        balance = Balance.of(task.balance, labels, len(data.label_names), sets=spec.multi_label)
         module = _FineTuning(model.train(), settings, spec, balance, len(loaders["train"]) * settings.epochs)
         best = KeepBest(f"dev_{spec.metric}", model)
         fit(module, loaders["train"], loaders["dev"], settings.epochs, [best, EpochReport(report)])
@@ -202,6 +205,17 @@ def make_teacher(
     model.eval()
     scores = {split: evaluate_classifier(model, loaders[split], spec) for split in ("dev", *data.final_splits)}
     return Teacher(model=model, tokenizer=tokenizer, fine_tuned=order is None, scores=scores)
+
+
+def _check_problem(config: Any, spec: TaskSpec) -> None:
+    """Whether a classifier with the task's labels answers the task's question: one label of a row, or any number."""
+    several = config.problem_type == "multi_label_classification"
+    if several != spec.multi_label:
+        raise ConfigError(
+            f"teacher.model: it gives {'any number of labels' if several else 'one label'} to a row, the task "
+            f"{'any number' if spec.multi_label else 'one'}; set teacher.fine_tune: always to train it anew, or "
+            f"task.custom.kind: {'multi_label' if several else 'classification'}"
+        )
 
 
 def _check_pieces(tokenizer: "PreTrainedTokenizerBase", data: TaskData, what: str) -> None:

@@ -2,6 +2,7 @@ import json
 import logging
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -206,8 +207,19 @@ def write_glue(root: Path, name: str, train: int = 1, dev: int = 1) -> TaskSetti
     for file, lines in files.items():
         first = 0 if name == "cola" else 1
         times = train if file == "train.tsv" else dev
-        write_lines(root / folder / file, lines[:first] + lines[first:] * times)
+        glue = TASKS[name].glue
+        assert glue is not None
+        columns = list(glue.header or lines[0].lstrip("\ufeff").split("|"))
+        again = [line for time in range(times) for line in _renewed(lines[first:], columns, glue.texts, time)]
+        write_lines(root / folder / file, lines[:first] + again)
     return TaskSettings(name=name, source="glue", data_dir=str(root))
+
+
+def _renewed(lines: list[str], columns: list[str], texts: Sequence[str], time: int) -> list[str]:
+    """The same rows with other texts."""
+    places = [columns.index(name) for name in texts] if time else []
+    rows = [line.split("|") for line in lines]
+    return ["|".join(f"{cell} {time}" if n in places else cell for n, cell in enumerate(row)) for row in rows]
 
 
 def counted(*parts: Rows) -> Counter[tuple[Any, ...]]:
@@ -514,10 +526,13 @@ def test_missing_training_rows_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("labels", "message"),
-    [("x" * 20 + "y", "the label.* y have one row in train"), ("xyxy", "4 rows with 2 labels are too few to hold out")],
+    [
+        ("x" * 20 + "y", "the label.* y have one row in train"),
+        ("xyxy", "4 different rows with 2 labels are too few"),
+    ],
 )
 def test_labels_too_rare_to_hold_out_are_named(tmp_path: Path, labels: str, message: str) -> None:
-    path = write_rows(tmp_path / "train.csv", [{"text": "t", "label": label} for label in labels])
+    path = write_rows(tmp_path / "train.csv", [{"text": f"t{n}", "label": label} for n, label in enumerate(labels)])
     with pytest.raises(ConfigError, match=message):
         load_task(own_task(path))
 

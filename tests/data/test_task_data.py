@@ -7,7 +7,7 @@ from tiny import write_tiny_task
 
 from nni_bertnas.config import TaskSettings
 from nni_bertnas.data.rows import Rows
-from nni_bertnas.data.splits import eighths
+from nni_bertnas.data.splits import eighths, strata_of
 from nni_bertnas.data.task_data import load_task
 from nni_bertnas.errors import ConfigError
 
@@ -28,9 +28,10 @@ def test_movie_reviews_split_is_fixed_stratified_and_disjoint() -> None:
 
 def test_a_task_with_splits_of_its_own_keeps_them() -> None:
     rows = Rows([f"text {number}" for number in range(80)], [0, 1] * 40)
-    found = eighths({"train": rows, "glue_dev": rows}, ("a", "b"))
+    by = strata_of(("a", "b"))
+    found = eighths({"train": rows, "glue_dev": rows}, by)
     assert set(found) == {"train", "dev", "glue_dev"} and found["glue_dev"] is rows
-    assert set(eighths({"train": rows}, ("a", "b"))) == {"train", "dev", "test"}
+    assert set(eighths({"train": rows}, by)) == {"train", "dev", "test"}
 
 
 def test_glue_layout(tmp_path: Path) -> None:

@@ -23,6 +23,9 @@ REFERENCES: dict[str, Callable[..., float]] = {
     "f1_macro": lambda y, p: metrics.f1_score(y, p, average="macro"),
     "accuracy_f1": lambda y, p: np.mean([metrics.accuracy_score(y, p), metrics.f1_score(y, p)]),
     "matthews": metrics.matthews_corrcoef,
+    "micro_f1": lambda y, p: metrics.f1_score(y, p, average="micro"),  # of sets; see test_label_sets
+    "macro_f1": lambda y, p: metrics.f1_score(y, p, average="macro"),
+    "exact_match": metrics.accuracy_score,
     "pearson": lambda y, p: stats.pearsonr(y, p).statistic,
     "spearman": lambda y, p: stats.spearmanr(y, p).statistic,
     "pearson_spearman": lambda y, p: np.mean([stats.pearsonr(y, p).statistic, stats.spearmanr(y, p).statistic]),
