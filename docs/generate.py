@@ -63,7 +63,8 @@ def spell_type(node: ast.expr) -> str:
         inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         return f"{node.value.id} of {', '.join(map(spell_type, inner))}"
     names = {
-        "None": "null", "str": "text", "int": "whole number", "float": "number", "bool": "true / false",
+        "None": "null", "str": "text", "PathText": "path",
+        "int": "whole number", "float": "number", "bool": "true / false",
         "Positive": "whole number (ge 1)", "Natural": "whole number (ge 0)", "Rate": "number (gt 0, le 1)",
         "Weight": "number (ge 0)", "Switch": "off / offline / online", "dict": "mapping", "Any": "anything",
     }  # fmt: skip

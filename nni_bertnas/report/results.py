@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from nni_bertnas.data.metrics import title
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.stages.run import Result, Run
 from nni_bertnas.stages.supernet import SEARCHED
@@ -172,7 +173,7 @@ def _verdicts(results: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]
 
 def comparison(run: Run, result: Mapping[str, Any]) -> Table:
     """The closing table."""
-    metrics = run.task.metrics
+    metrics, labels = run.task.metrics, run.data.label_names
     table = Table(
         title=f"{run.study.name}: teacher against student, latency with {result['latency_threads']} thread(s)"
     )
@@ -182,7 +183,12 @@ def comparison(run: Run, result: Mapping[str, Any]) -> Table:
     splits = [key.removesuffix(f"_{metrics[0]}") for key in student if key.endswith(f"_{metrics[0]}")]
     for split, metric in itertools.product(splits, metrics):
         pair = teacher[f"{split}_{metric}"] * 100, student[f"{split}_{metric}"] * 100
-        table.add_row(f"{split} {metric}, %", f"{pair[0]:.2f}", f"{pair[1]:.2f}", f"{pair[1] - pair[0]:+.2f} points")
+        table.add_row(
+            f"{split} {title(metric, labels)}, %",
+            f"{pair[0]:.2f}",
+            f"{pair[1]:.2f}",
+            f"{pair[1] - pair[0]:+.2f} points",
+        )
     for key, name, unit, digits in (
         ("num_params", "parameters, M", 1e6, 2),
         ("num_flops", "FLOPs at batch 1, M", 1e6, 1),

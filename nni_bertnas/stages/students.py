@@ -15,6 +15,7 @@ from torch import nn
 from nni_bertnas.artifacts import fingerprint, state_fingerprint
 from nni_bertnas.config import StudentSettings, SupernetSettings, to_dict
 from nni_bertnas.data.batches import make_loader, make_stream
+from nni_bertnas.data.metrics import title
 from nni_bertnas.data.tasks import task_note
 from nni_bertnas.data.tokens import tokenize
 from nni_bertnas.stages.general import general_folder, save_shared
@@ -265,6 +266,7 @@ def metrics(run: Run, result: Result) -> dict[str, float]:
 def describe(run: Run, result: Result) -> str:
     """A student in one line."""
     metric, own = run.task.metric, result["student"]
-    scores = ", ".join(f"{name.removesuffix(f'_{metric}')} {metric} {value * 100:.2f} %"
+    said = title(metric, run.data.label_names)
+    scores = ", ".join(f"{name.removesuffix(f'_{metric}')} {said} {value * 100:.2f} %"
                        for name, value in own.items() if name.endswith(f"_{metric}"))  # fmt: skip
     return f"{scores}, {own['num_params']:,} parameters, {result['speedup']:.1f} times as fast as the teacher"

@@ -6,6 +6,7 @@ from typing import Any
 
 from nni_bertnas.artifacts import fingerprint
 from nni_bertnas.config import to_dict
+from nni_bertnas.data.metrics import title
 from nni_bertnas.data.models import resolve_model, weights_fingerprint
 from nni_bertnas.data.task_data import data_fingerprint
 from nni_bertnas.data.tasks import task_note
@@ -47,7 +48,11 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
 
 def _describe(run: Run, result: Result) -> str:
     splits = [name for name, value in result.items() if isinstance(value, dict)]
-    scores = [f"{split} {name} {result[split][name] * 100:.2f}" for split in splits for name in run.task.metrics]
+    scores = [
+        f"{split} {title(name, run.data.label_names)} {result[split][name] * 100:.2f}"
+        for split in splits
+        for name in run.task.metrics
+    ]
     return f"in percent: {', '.join(scores)}"
 
 

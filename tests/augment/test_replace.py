@@ -203,6 +203,16 @@ def test_word_vectors_by_file(tmp_path: Path, name: str, binary: bool, header: b
     assert found.nearest("unknown", 4) == ()
 
 
+def test_words_with_spaces_as_glove_840b_has_them(tmp_path: Path) -> None:
+    path = tmp_path / "glove.txt"
+    lines = [f"{word} {number} 0.5 0.25" for number, word in enumerate(WORDS)]
+    path.write_text("\n".join([*lines, ". . . 0.1 0.2 0.3", "at name@domain.com 0.3 0.2 0.1"]) + "\n")
+    found = read_vectors(path)
+    assert found.words == [word for word in WORDS if len(word) > 1]
+    assert found.lookup(". . .").tolist() == pytest.approx([0.1, 0.2, 0.3])
+    np.testing.assert_allclose(found.lookup(WORDS[3]), [3, 0.5, 0.25])
+
+
 def test_bad_word_vectors_are_named(tmp_path: Path) -> None:
     path = tmp_path / "bad.txt"
     path.write_text("river 1 2 3\nstone 1 two 3\n")

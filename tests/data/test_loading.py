@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny import write_tiny_model
 from transformers import BertConfig, BertForSequenceClassification
 
-from nni_bertnas.data.loading import unknown_share
+from nni_bertnas.data.loading import load_tokenizer_of, unknown_share
 from nni_bertnas.data.models import load_classifier, load_encoder, load_tokenizer, weights_fingerprint
 from nni_bertnas.data.rows import Rows
 from nni_bertnas.deploy.predict import load_predictor
@@ -169,3 +169,15 @@ def test_predictions_are_those_of_the_weights_in_the_file(model: Path) -> None:
     ids = load_tokenizer(str(model))("qaa qab", return_tensors="pt")
     with torch.inference_mode():
         assert found[0].tolist() == pytest.approx(plain(**ids).logits.softmax(-1)[0].tolist(), abs=1e-5)
+
+
+def test_a_tokenizer_that_needs_sentencepiece_says_so(tmp_path: Path) -> None:
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    shape = XLMRobertaConfig(vocab_size=100, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    XLMRobertaModel(shape).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "XLMRobertaTokenizer"}')
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
+    message = r"the tokenizer cannot be read from sentencepiece\.bpe\.model alone; install sentencepiece"
+    with pytest.raises(ConfigError, match=message):
+        load_tokenizer_of(str(tmp_path), "teacher.model: x", 100)

@@ -599,3 +599,19 @@ def test_texts_within_the_limit_log_nothing(tmp_path: Path, caplog: pytest.LogCa
     tokenizer = AutoTokenizer.from_pretrained(write_tiny_model(tmp_path / "model"))
     assert tokenize(tokenizer, Rows(["qaa " * 6], [0]), 8).lengths.tolist() == [8]
     assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["validation", "dev", "valid", "val", "eval"])
+def test_a_held_out_split_is_found_by_any_of_its_names(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def part(first: int, count: int) -> Dataset:
+        return Dataset.from_list([{"text": f"t{first + n}", "label": "ab"[n % 2]} for n in range(count)])
+
+    splits = {"train": part(0, 120), name: part(200, 20), "test": part(300, 10), "extra": part(400, 5)}
+    DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    with caplog.at_level("WARNING"):
+        data = load_task(disk_task(tmp_path / "saved"))
+    assert {split: len(rows) for split, rows in data.splits.items()} == {"train": 120, "dev": 20, "test": 10}
+    assert "the split(s) extra are not used, those used are train: train, " in caplog.text
+    assert f"dev: {name}" in caplog.text

@@ -9,7 +9,7 @@ from sklearn import metrics
 from torch.nn import functional as F
 
 from nni_bertnas.config import CustomSettings, TaskSettings
-from nni_bertnas.data.metrics import METRICS
+from nni_bertnas.data.metrics import METRICS, title
 from nni_bertnas.data.rows import UNLABELLED
 from nni_bertnas.data.tasks import TASKS, TaskSpec, task_spec
 from nni_bertnas.training.losses import label_loss
@@ -192,3 +192,8 @@ def test_rows_without_any_label_cost_nothing(columns: int, unlabelled: float) ->
     loss = label_loss(logits, torch.tensor([unlabelled] * 2))
     loss.backward()
     assert loss.item() == 0 and logits.grad.abs().sum() == 0
+
+
+def test_f1_says_of_which_label_it_is() -> None:
+    assert title("f1", ("fraud", "legit")) == "f1 of legit"
+    assert title("f1_macro", ("a", "b")) == "f1_macro" and title("accuracy", ("a", "b")) == "accuracy"

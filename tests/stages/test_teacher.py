@@ -101,3 +101,14 @@ def test_a_teacher_that_cannot_be_loaded_is_a_config_error(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match=r"teacher\.model"):
         ensure(tiny_run(tmp_path, teacher={"model": str(tmp_path / "nothing")}), "teacher")
     assert not tiny_run(tmp_path).folder("teacher").exists()
+
+
+def test_a_head_of_other_labels_is_given_up_with_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    from transformers import BertConfig
+
+    config = BertConfig(num_labels=2, architectures=["BertForSequenceClassification"])
+    assert label_map(config, ("0", "1"), "auto") is None
+    said = "its labels are LABEL_0, LABEL_1, the task's are 0, 1: it learns the task with a new head; to keep its own"
+    assert said in caplog.text
+    caplog.clear()
+    assert label_map(BertConfig(architectures=["BertModel"]), ("0", "1"), "auto") is None and not caplog.text

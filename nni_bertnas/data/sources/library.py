@@ -1,5 +1,6 @@
 """What the sources that the library `datasets` reads have in common."""
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,6 +9,9 @@ from nni_bertnas.data.readers import Record
 from nni_bertnas.data.sources.source import Table, Unlabelled
 from nni_bertnas.data.tasks import TaskSpec
 from nni_bertnas.errors import ConfigError
+
+_DEV = ("validation", "dev", "valid", "val", "eval")  # what data sets call their own held-out split
+_log = logging.getLogger(__name__)
 
 
 def read_table(load: Callable[[Any], Any], origin: str, task: TaskSettings, spec: TaskSpec) -> Table:
@@ -24,8 +28,15 @@ def read_table(load: Callable[[Any], Any], origin: str, task: TaskSettings, spec
     """
     everything = _load(load, origin, task)
     chosen = {ours: theirs for ours, theirs in spec.hub_splits.items() if theirs in everything}
-    if "dev" in everything and "dev" in spec.hub_splits:
-        chosen["dev"] = "dev"
+    if task.custom is not None and (name := next((name for name in _DEV if name in everything), None)):
+        chosen["dev"] = name
+    if unused := [name for name in everything if name not in chosen.values()] if task.custom is not None else []:
+        _log.warning(
+            "%s: the split(s) %s are not used, those used are %s; transfer.splits takes more as unlabelled text",
+            origin,
+            ", ".join(unused),
+            ", ".join(f"{ours}: {theirs}" for ours, theirs in chosen.items()),
+        )
     needed = ["train"] if task.custom is not None else list(spec.hub_splits)
     if missing := [spec.hub_splits[name] for name in needed if name not in chosen]:
         raise ConfigError(f"task.data_dir: {origin} has no split {', '.join(missing)}; it has {list(everything)}")
@@ -52,7 +63,7 @@ def other_records(
         ConfigError: It cannot be loaded, or is not there, or is one of the task's.
     """
     everything = _load(load, origin, task)
-    others = [name for name in everything if name not in spec.hub_splits.values()]
+    others = [name for name in everything if name not in (*spec.hub_splits.values(), *_DEV)]
     if split not in others:
         raise ConfigError(f"transfer.splits must be among {', '.join(others) or 'none'} of {origin}, got {split}")
     records = (Record(f"{origin}, {split}, row {number}", row) for number, row in enumerate(everything[split]))
