@@ -50,6 +50,7 @@ COMMANDS: dict[str, Command] = {
             "nni_yaml": {"type": Path, "nargs": "*", "metavar": "NNI_YAML", "help": "NNI experiment files"},
         },
     ),
+    "doctor": Command("doctor", "whether studies can run on this machine, and what to do where they cannot"),
     "data": Command("data", "rows, labels, lengths and examples of a study's data", _STUDY),
     "space": Command(
         "space",

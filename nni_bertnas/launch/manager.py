@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 from nni.experiment import Experiment, launcher
+from nni.tools.nnictl.config_utils import Experiments
 
 from nni_bertnas.errors import ConfigError, PhaseError
 
@@ -75,6 +76,16 @@ def hold_port(first: int) -> Iterator[int]:
     raise ConfigError(f"nni.port: no free port from {first} on; choose another")
 
 
+def writable(folder: Path) -> bool:
+    """Whether files can be made in a folder, which may not be there yet."""
+    there = next(part for part in (folder, *folder.parents) if part.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return True
+    except OSError:
+        return False
+
+
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -105,17 +116,26 @@ def _said(experiment: Experiment) -> str:
 def _environment() -> Iterator[None]:
     """What NNI, its manager and the trials find in their environment.
 
-    The web UI has no password: it is kept on this machine. No proxy stands between processes of one machine.
+    The web UI has no password: it is kept on this machine. No proxy stands between processes of one machine. NNI keeps
+    a list of experiments in the user's home; where that cannot be written, in the folder of temporary files.
     """
     options = f"--require {json.dumps(str(_LOOPBACK))}"  # node reads quotes and backslashes as JSON does
     variables = {"NODE_OPTIONS": " ".join(filter(None, [os.environ.get("NODE_OPTIONS"), options]))}
     for name in ("NO_PROXY", "no_proxy"):
         variables[name] = ",".join(filter(None, [os.environ.get(name), _LOCAL]))
+    if not writable(Path.home()):
+        home = Path(tempfile.gettempdir()) / f"bertnas-{os.getuid()}-home"
+        home.mkdir(exist_ok=True)
+        variables |= {"HOME": str(home), "HF_HOME": os.environ.get("HF_HOME", str(Path.home() / ".cache/huggingface"))}
+    defaults = Experiments.__init__.__defaults__
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
+    if "HOME" in variables:
+        Experiments.__init__.__defaults__ = (str(Path(variables["HOME"]) / "nni-experiments"),)
     try:
         yield
     finally:
+        Experiments.__init__.__defaults__ = defaults
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
