@@ -156,6 +156,9 @@ def load_tokenizer_of(source: str, what: str, vocab_size: int | None = None) -> 
         )
     with loading(f"{what}: the tokenizer", problem):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+        if not isinstance(tokenizer.model_max_length, int | float) or tokenizer.model_max_length < 1:
+            raise ValueError(f"model_max_length must be a number, got {tokenizer.model_max_length!r}")
+        tokenizer(["a", "b"], ["c", "d"], truncation=True, max_length=8)  # so that bad settings show here
     pieces = len(tokenizer)
     if vocab_size is not None and pieces < _FEW_KNOWN * vocab_size:
         raise ConfigError(
