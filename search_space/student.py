@@ -239,7 +239,8 @@ class StudentForSequenceClassification(PreTrainedModel):
             logits `(batch, num_labels)`, and what was asked for.
         """
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        second, separate = self._second(input_ids, mask, token_type_ids), False
+        mask, second = self._sides_of(input_ids, mask, token_type_ids)
+        separate = False
         if second is not None and self.pool.sides == 2:
             input_ids, mask, token_type_ids, second = self.encoding(input_ids, mask, token_type_ids, second)
             separate = second is None
@@ -287,14 +288,19 @@ class StudentForSequenceClassification(PreTrainedModel):
         bias = None if self.token_weight is None else self.token_weight(input_ids).squeeze(-1)
         return (x, mask, bias), tuple(exits)
 
-    def _second(self, input_ids: Tensor, mask: Tensor, token_type_ids: Tensor | None) -> Tensor | None:
-        """Where the second text of every pair stands, `(batch, seq)`; None where nothing asks for it."""
+    def _sides_of(self, input_ids: Tensor, mask: Tensor, token_type_ids: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What is read, and where the second text of every pair stands, `(batch, seq)`; None where nothing asks for it.
+
+        Of two separators between the texts (RoBERTa) the second is of neither, and is not read.
+        """
         if token_type_ids is not None and self.config.type_vocab_size > 1:
-            return token_type_ids.bool() & mask
+            return mask, token_type_ids.bool() & mask
         if self.pool.sides == 1:
-            return None
+            return mask, None
         ends = (input_ids == self.config.sep_token_id) & mask
-        return (ends.cumsum(1) - ends.long() > 0) & mask
+        before = ends.cumsum(1) - ends.long()
+        doubled = ends & (before == 1) & nn.functional.pad(ends[:, :-1], (1, 0))
+        return mask & ~doubled, (before > 0) & mask & ~doubled
 
     def _sides(self, side: Side, second: Tensor | None) -> list[Side]:
         """What the head is given: one side, or two."""

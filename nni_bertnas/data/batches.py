@@ -22,7 +22,8 @@ class Batch:
     Attributes:
         mask: `(batch, seq)`, bool, true at word pieces.
         input_ids: `(batch, seq)`.
-        token_type_ids: `(batch, seq)`, 1 in the second text of a pair.
+        token_type_ids: `(batch, seq)`, 1 in the second text of a pair; 2 at what is of neither, see
+            :func:`~nni_bertnas.data.tokens.behind_separator`.
         labels: `(batch,)`: class numbers or scores; see `rows.UNLABELLED`.
         logits: The teacher's, `(batch, num_labels)`.
         vectors: The teacher's sentence vectors, `(sides * batch, hidden)`, all first texts before all second ones.
@@ -68,7 +69,7 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     inputs = {"input_ids": batch.input_ids.to(device), "attention_mask": batch.mask.long().to(device)}
     known = getattr(getattr(model, "config", None), "type_vocab_size", 2)
     if known > 1 and "token_type_ids" in inspect.signature(model.forward).parameters:
-        inputs["token_type_ids"] = batch.token_type_ids.to(device)
+        inputs["token_type_ids"] = batch.token_type_ids.clamp(max=1).to(device)
     return inputs
 
 
@@ -166,7 +167,7 @@ class TokenDataset(torch.utils.data.Dataset[Batch]):
         lengths: Word pieces of every row, `(num_rows,)`.
         labels: Class numbers as int, or scores as float.
         pad_token_id: Of the tokenizer.
-        token_types: Of every word piece, 0 for the first text and 1 for the second; None for all 0.
+        token_types: Of every word piece, as in :class:`Batch`; None for all 0.
     """
 
     def __init__(

@@ -53,9 +53,10 @@ def tokenize_stream(tokenizer: "PreTrainedTokenizerBase", chunks: Iterable[Rows]
 
 
 def behind_separator(tokens: np.ndarray, lengths: np.ndarray, separator: int | None) -> np.ndarray:
-    """1 at every word piece behind the first separator of its row, else 0: `(num_tokens,)`.
+    """Of every word piece 1 behind the first separator of its row, else 0: `(num_tokens,)`; 2 at one that doubles it.
 
-    As a student finds the second text where there are no token types.
+    RoBERTa puts two between the texts of a pair; the other one is of neither, so that both texts are read alike. As a
+    student finds the second text where there are no token types.
 
     Args:
         tokens: Of all rows, one after another, `(num_tokens,)`.
@@ -65,7 +66,9 @@ def behind_separator(tokens: np.ndarray, lengths: np.ndarray, separator: int | N
     ends = tokens == separator
     before = np.cumsum(ends) - ends
     starts = np.cumsum(lengths) - lengths
-    return (before > np.repeat(before[starts], lengths)).astype(np.uint8)
+    before -= np.repeat(before[starts], lengths)
+    doubled = ends & (before == 1) & np.roll(ends, 1)
+    return (before > 0).astype(np.uint8) + doubled
 
 
 def _flat(rows: Iterable[Iterable[int]], dtype: Any) -> np.ndarray:

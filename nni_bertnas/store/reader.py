@@ -274,12 +274,14 @@ class FeatureDataset(torch.utils.data.Dataset[Batch]):
             batch.hidden, batch.hidden_mask = store.hidden(self.edges, rows), batch.mask
             if store.has_pairs:
                 positions, mask = ragged_positions(store.offsets, rows)
-                batch.second = torch.from_numpy((store.token_types[positions] == 1) & mask)
+                types = store.token_types[positions]
+                batch.second = torch.from_numpy((types == 1) & mask)
+                batch.hidden_mask = torch.from_numpy((types < 2) & mask)
             if store.index.separate and batch.second is not None:
-                *batch.hidden, batch.hidden_mask = split_pairs(batch.mask, batch.second, *batch.hidden)
+                *batch.hidden, batch.hidden_mask = split_pairs(batch.hidden_mask, batch.second, *batch.hidden)
                 batch.second = None
-                if not self.with_tokens:
-                    batch.mask = batch.hidden_mask
+            if not self.with_tokens:
+                batch.mask = batch.hidden_mask
         return batch
 
     def __getitems__(self, numbers: list[int]) -> Batch:

@@ -241,7 +241,7 @@ def run_models(
         `(batch, sides * hidden)`, of pairs side by side, zeros where a text is missing.
     """
     assert batch.token_type_ids is not None
-    second = batch.token_type_ids.bool() & batch.mask
+    second, first = ((batch.token_type_ids == kind) & batch.mask for kind in (1, 0))
     logits = torch.zeros(len(batch), 0)
     if teacher is not None:
         output = teacher(**model_inputs(teacher, batch), output_hidden_states=encoder is None and vectors is None)
@@ -252,7 +252,7 @@ def run_models(
         return logits, *read_separately(encoder, batch)
     if encoder is not None:
         output = encoder(**model_inputs(encoder, batch), output_hidden_states=True)
-    states, masks = output.hidden_states, [batch.mask & ~second, second][:sides]
+    states, masks = output.hidden_states, [first, second][:sides]
     return logits, states, torch.cat([_mean(states[-1], mask) * _is_text(mask) for mask in masks], dim=1)
 
 
@@ -273,15 +273,14 @@ def read_separately(encoder: "PreTrainedModel", batch: Batch) -> tuple[list[Tens
     """
     ids, types, mask = batch.input_ids, batch.token_type_ids, batch.mask
     assert ids is not None and types is not None
-    second = types.bool() & mask
-    sides, side_mask = split_pairs(mask, second, ids)
+    second, own = (types == 1) & mask, (types == 0) & mask
+    sides, side_mask = split_pairs(own | second, second, ids)
     opened = [torch.cat([part, value], dim=1) for part, value in (
         (ids[:, :1].repeat(2, 1), sides), (torch.ones_like(side_mask[:, :1]), side_mask)
     )]  # fmt: skip
     alone = Batch(input_ids=opened[0], mask=opened[1], token_type_ids=torch.zeros_like(opened[0]))
     found = encoder(**model_inputs(encoder, alone), output_hidden_states=True).hidden_states
     vectors = torch.cat((_mean(found[-1], alone.mask) * _is_text(side_mask)).chunk(2), dim=1)
-    own = mask & ~second
     own[:, 0] = False
     joint = []
     for hidden in found:

@@ -123,7 +123,7 @@ def check_chain(student: StudentForSequenceClassification, cells: Sequence[Cell]
         return 0.0
     ids, types, mask = batch.input_ids, batch.token_type_ids, batch.mask
     assert ids is not None and types is not None
-    second = types.bool() & mask
+    second, mask = (types == 1) & mask, (types < 2) & mask
     separate = student.config.encoding == "separate"
     if separate:
         ids, mask = split_pairs(mask, second, ids)

@@ -47,7 +47,8 @@ def check_teacher(settings: StudentSettings, start: Start) -> None:
     if torch.equal(_states(model, other, what)[-1][0, 0], states[-1][0, 0]):
         raise ConfigError(f"{what} reads from left to right alone, as decoders do; take an encoder, such as {FAMILIES}")
     try:
-        student = new_student(settings, start, [_TRIED])
+        with torch.random.fork_rng():  # the teacher's training is not to depend on this
+            student = new_student(settings, start, [_TRIED])
         row = _row(config, student.config.max_position_embeddings)
         logits = student(**model_inputs(student, row)).logits, model(**model_inputs(model, row)).logits
     except ConfigError:

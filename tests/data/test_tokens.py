@@ -28,6 +28,7 @@ def roberta_tokenizer() -> PreTrainedTokenizerFast:
 def test_what_stands_behind_the_first_separator() -> None:
     rows = [[1, 4, 2, 2, 5, 2], [1, 2, 2, 4, 2], [1, 4, 5], [1, 2]]
     naive = [[int(2 in row[:place]) for place in range(len(row))] for row in rows]
+    naive[0][3] = naive[1][2] = 2  # doubles the one before
     found = behind_separator(np.concatenate(rows), np.array(list(map(len, rows))), 2)
     assert found.tolist() == [one for row in naive for one in row]
     assert not behind_separator(np.concatenate(rows), np.array(list(map(len, rows))), None).any()
@@ -37,7 +38,7 @@ def test_what_stands_behind_the_first_separator() -> None:
 def test_a_tokenizer_without_token_types_still_tells_pairs_apart(encoding: str) -> None:
     tokens = tokenize(roberta_tokenizer(), Rows(["a b", "c"], [0, 1], ["d", "a b c"]), 16)
     assert tokens.tokens.tolist() == [1, 4, 5, 2, 2, 7, 2, 1, 6, 2, 2, 4, 5, 6, 2]
-    assert tokens.token_types.tolist() == [0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1, 1, 1, 1]
+    assert tokens.token_types.tolist() == [0, 0, 0, 0, 2, 1, 1, 0, 0, 0, 2, 1, 1, 1, 1]
     batch = tokens.batch([0, 1])
     shape = RobertaConfig(
         vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, pad_token_id=0,
@@ -52,6 +53,7 @@ def test_a_tokenizer_without_token_types_still_tells_pairs_apart(encoding: str) 
         type_vocab_size=1, head="align", encoding=encoding, symmetric=True, sep_token_id=2,
     )  # fmt: skip
     student = StudentForSequenceClassification(config).eval()
-    second = student._second(batch.input_ids, batch.mask, batch.token_type_ids)
-    assert second is not None and second.equal(batch.token_type_ids.bool())
+    mask, second = student._sides_of(batch.input_ids, batch.mask, batch.token_type_ids)
+    assert second is not None and second.equal(batch.token_type_ids == 1)
+    assert mask.equal(batch.mask & (batch.token_type_ids < 2))
     assert student(**model_inputs(student, batch)).logits.isfinite().all()
