@@ -283,6 +283,8 @@ class BudgetSettings:
     """Limits on the whole student; null sets none."""
 
     max_params: Positive | None = None  # parameters, embeddings included
+    max_size_mb: Annotated[float, Field(gt=0)] | None = None  # of the file of weights, four bytes a parameter
+    max_flops: Positive | None = None  # of one pass at batch 1 and the median length; a multiply-add counts as 2
     max_latency_ms: Annotated[float, Field(gt=0)] | None = None  # batch 1, real lengths
     min_speedup: Annotated[float, Field(gt=0)] | None = None  # teacher's latency / student's
 

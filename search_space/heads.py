@@ -1,12 +1,10 @@
 """Heads: what turns the word pieces' vectors at the end of a student into what it classifies. One row of HEADS each.
 
-A head is given one side, a whole text or joined pair, or the two sides of a pair, equally long. A side is `(x, mask,
-bias)`: vectors `(batch, seq, width)`, mask `(batch, seq)`, true where a position counts, and what is added to the
-scores by which positions are weighed, `(batch, seq)`, or None. Needs torch alone, so that a saved student loads
-anywhere.
+A head is given one side, a whole text or joined pair, or the two sides of a pair, equally long, all first ones before
+all second ones. That is `(x, mask, bias)`: vectors `(sides * batch, seq, width)`, mask `(sides * batch, seq)`, true
+where a position counts, and what is added to the scores by which positions are weighed, likewise, or None. Needs torch
+alone, so that a saved student loads anywhere.
 """
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +34,7 @@ class Head(nn.Module):
         self.symmetric = symmetric
         self.weigh = nn.Linear(width, 1)
 
-    def forward(self, sides: Sequence[Side]) -> tuple[Tensor, Tensor]:
+    def forward(self, side: Side) -> tuple[Tensor, Tensor]:
         """Sides -> what is classified, `(batch, width)`, and a vector per text, `(sides * batch, width)`."""
         raise NotImplementedError
 
@@ -56,9 +54,8 @@ class Pool(Head):
         super().__init__(width, symmetric)
         self.dense = nn.Linear(2 * width, width)
 
-    def forward(self, sides: Sequence[Side]) -> tuple[Tensor, Tensor]:
+    def forward(self, side: Side) -> tuple[Tensor, Tensor]:
         """See :class:`Head`."""
-        (side,) = sides
         mean = weighted_mean(side[0], self.shares(side))
         return F.gelu(self.dense(torch.cat([mean, maximum(side)], dim=-1))), mean
 
@@ -73,10 +70,9 @@ class Compare(Head):
         super().__init__(width, symmetric)
         self.dense = nn.Linear((2 if symmetric else 4) * width + 1, width)
 
-    def forward(self, sides: Sequence[Side]) -> tuple[Tensor, Tensor]:
+    def forward(self, side: Side) -> tuple[Tensor, Tensor]:
         """See :class:`Head`."""
-        both = stack(sides)
-        vectors = weighted_mean(both[0], self.shares(both))
+        vectors = weighted_mean(side[0], self.shares(side))
         one, other = vectors.chunk(2)
         cosine = F.cosine_similarity(one, other, dim=-1).unsqueeze(-1)
         features = [(one - other).abs(), one * other, cosine, *(() if self.symmetric else (one, other))]
@@ -97,14 +93,15 @@ class Align(Head):
         self.compare = nn.Linear(2 * width, part)
         self.dense = nn.Linear(2 * (2 * part + 4), width)
 
-    def forward(self, sides: Sequence[Side]) -> tuple[Tensor, Tensor]:
+    def forward(self, side: Side) -> tuple[Tensor, Tensor]:
         """See :class:`Head`."""
-        side, other = stack(sides), stack(sides[::-1])
-        share = self.shares(side)
-        (x, mask, _), (opposite, opposite_mask, _) = side, other
-        similar = F.normalize(x, dim=-1) @ F.normalize(opposite, dim=-1).transpose(1, 2)  # (2 * batch, seq, seq)
-        there = opposite_mask.unsqueeze(1)
-        aligned = masked_softmax(self.sharpness * similar, there) @ opposite
+        x, mask, _ = side
+        share, batch = self.shares(side), len(x) // 2
+        first, second = F.normalize(x, dim=-1).chunk(2)
+        alike = first @ second.transpose(1, 2)  # (batch, seq, seq)
+        similar = torch.cat([alike, alike.transpose(1, 2)])
+        there = mask.roll(batch, 0).unsqueeze(1)  # of the other text
+        aligned = masked_softmax(self.sharpness * similar, there) @ x.roll(batch, 0)
         compared = F.gelu(self.compare(torch.cat([(x - aligned).abs(), x * aligned], dim=-1)))
         missing = 1 - similar.masked_fill(~there, -1.0).amax(-1)  # 0 where the same piece is there
         weighted = (share * missing).sum(-1)
@@ -114,13 +111,6 @@ class Align(Head):
         first, second = found.chunk(2)
         both = [first + second, (first - second).abs()] if self.symmetric else [first, second]
         return F.gelu(self.dense(torch.cat(both, dim=-1))), weighted_mean(x, share)
-
-
-def stack(sides: Sequence[Side]) -> Side:
-    """Two sides of equal length as one of twice the rows, so that what is done to both is done at once."""
-    (x, mask, bias), (other, other_mask, other_bias) = sides
-    biases = None if bias is None or other_bias is None else torch.cat([bias, other_bias])
-    return torch.cat([x, other]), torch.cat([mask, other_mask]), biases
 
 
 def split_pairs(mask: Tensor, second: Tensor, *values: Tensor) -> tuple[Tensor, ...]:

@@ -245,7 +245,7 @@ class StudentForSequenceClassification(PreTrainedModel):
             input_ids, mask, token_type_ids, second = self.encoding(input_ids, mask, token_type_ids, second)
             separate = second is None
         side, exits = self._read(input_ids, mask, token_type_ids, second, first=int(separate))
-        pooled, vectors = self.pool(self._sides(side, second))
+        pooled, vectors = self.pool(side if second is None or self.pool.sides == 1 else _both(side, second))
         logits = self.classifier(self.dropout(pooled))
         loss = None
         if labels is not None and self.config.num_labels == 1:
@@ -302,15 +302,30 @@ class StudentForSequenceClassification(PreTrainedModel):
         doubled = ends & (before == 1) & nn.functional.pad(ends[:, :-1], (1, 0))
         return mask & ~doubled, (before > 0) & mask & ~doubled
 
-    def _sides(self, side: Side, second: Tensor | None) -> list[Side]:
-        """What the head is given: one side, or two."""
-        x, mask, bias = side
-        if self.pool.sides == 1:
-            return [side]
-        if second is not None:
-            return [(x, mask & ~second, bias), (x, mask & second, bias)]
-        biases = (None, None) if bias is None else bias.chunk(2)
-        return list(zip(x.chunk(2), mask.chunk(2), biases, strict=True))
+    @torch.no_grad()
+    def fused(self) -> "StudentForSequenceClassification":
+        """The same student with fewer blocks: of those without a layer, whose maps follow one another, one is made.
+
+        What it answers is the same but for rounding; hidden states come at the exits of its own blocks.
+        """
+        kept: list[tuple[int, nn.Module]] = []  # blocks, each with the map into it
+        before: list[nn.Linear] = []
+        for number, (link, one) in enumerate(zip(self.links, self.config.cells, strict=True)):
+            before += [link] if isinstance(link, nn.Linear) else []
+            if one["depth"] or number + 1 == len(self.cells):
+                kept.append((number, _product(before)))
+                before = []
+        if len(kept) == len(self.cells):
+            return self
+        config = StudentConfig(**{**self.config.to_dict(), "cells": [self.config.cells[number] for number, _ in kept]})
+        fused = type(self)(config)
+        whole = ("links.", "cells.")
+        rest = {name: value for name, value in self.state_dict().items() if not name.startswith(whole)}
+        fused.load_state_dict(rest, strict=False)
+        for body, link, (number, product) in zip(fused.cells, fused.links, kept, strict=True):
+            body.load_state_dict(self.cells[number].state_dict())
+            link.load_state_dict(product.state_dict())
+        return fused.train(self.training)
 
     @torch.no_grad()
     def load_cells(self, cells: Sequence[Cell]) -> None:
@@ -334,6 +349,26 @@ class StudentForSequenceClassification(PreTrainedModel):
                     link.weight.copy_(into.weight @ previous.weight)
                     link.bias.copy_(into.weight @ previous.bias + into.bias)
             previous = cell.out
+
+
+def _both(side: Side, second: Tensor) -> Side:
+    """The two texts of pairs that were read as one sequence."""
+    x, mask, bias = side
+    biases = None if bias is None else torch.cat([bias, bias])
+    return torch.cat([x, x]), torch.cat([mask & ~second, mask & second]), biases
+
+
+def _product(maps: Sequence[nn.Linear]) -> nn.Module:
+    """One map in place of several that follow one another."""
+    if not maps:
+        return nn.Identity()
+    weight, bias = maps[0].weight.double(), maps[0].bias.double()
+    for one in maps[1:]:
+        weight, bias = one.weight.double() @ weight, one.weight.double() @ bias + one.bias.double()
+    product = nn.Linear(weight.shape[1], weight.shape[0])
+    product.weight.copy_(weight)
+    product.bias.copy_(bias)
+    return product
 
 
 StudentConfig.register_for_auto_class()

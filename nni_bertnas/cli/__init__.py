@@ -16,6 +16,7 @@ from nni_bertnas import __version__, quiet_libraries
 from nni_bertnas.deploy import FORMATS
 from nni_bertnas.errors import BertnasError
 from nni_bertnas.stages import STAGES
+from nni_bertnas.student import COSTS
 
 Arguments = Mapping[str, Mapping[str, Any]]  # name -> what argparse wants to know of it
 
@@ -63,6 +64,29 @@ COMMANDS: dict[str, Command] = {
         },
     ),
     **{name: Command("stage", entry.help, _STUDY) for name, entry in STAGES.items()},
+    "select": Command(
+        "select",
+        "the best students that a finished search can give within a budget, by predicted score; trains nothing",
+        {
+            **_STUDY,
+            "--max-params": {"type": int, "metavar": "N", "help": "parameters, embeddings included"},
+            "--max-size-mb": {"type": float, "metavar": "MB", "help": "of the file of weights"},
+            "--max-flops": {"type": int, "metavar": "N", "help": "of one pass at batch 1"},
+            "--max-latency-ms": {"type": float, "metavar": "MS", "help": "at batch 1"},
+            "--min-speedup": {"type": float, "metavar": "X", "help": "over the teacher"},
+            "--top": {"type": int, "default": 5, "metavar": "N", "help": "how many (default: 5)"},
+            "--differ": {"type": int, "default": 1, "metavar": "K", "help": "in how many blocks at least (default: 1)"},
+        },
+    ),
+    "front": Command(
+        "select",
+        "the students of a finished search that none other beats in both predicted score and a cost",
+        {
+            **_STUDY,
+            "--cost": {"choices": COSTS, "default": "latency_ms", "help": "(default: latency_ms)"},
+            "--draw": {"type": Path, "metavar": "FILE", "help": "draw it, .png or .svg (extra plots)"},
+        },
+    ),
     "report": Command("report", "teacher against student, once more", _STUDY),
     "predict": Command(
         "predict",

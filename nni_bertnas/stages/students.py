@@ -63,6 +63,11 @@ class StudentMaker:
         self.teacher, self.tokenizer = run.load_teacher()
         self.lengths = run.dev.lengths[:_LATENCY_ROWS].tolist() * _LATENCY_REPEATS
 
+    @property
+    def middle(self) -> int:
+        """The median of the lengths, at which floating-point operations are counted."""
+        return sorted(self.lengths)[len(self.lengths) // 2]
+
     @cached_property
     def start_of_students(self) -> Start:
         """What every student starts from."""
@@ -126,6 +131,7 @@ class StudentMaker:
             What the result says of it.
         """
         model, trained = self._distil(candidates, self.run.study.supernet, tracker)
+        model = model.fused()
         sides = self._compare(model)
         start, self.start = self.start, time.perf_counter()
         model.save_pretrained(folder / STUDENT)
@@ -244,7 +250,7 @@ class StudentMaker:
             side: {
                 **{f"{split}_{name}": value for split, one in scores[side].items() for name, value in one.items()},
                 "num_params": count_params(model),
-                "num_flops": count_flops(calls[side], sorted(self.lengths)[len(self.lengths) // 2]),
+                "num_flops": count_flops(calls[side], self.middle),
                 "latency_ms": latency_ms[side],
             }
             for side, model in models.items()

@@ -35,6 +35,12 @@ def side(length: int, width: int = 6) -> Side:
     return x, (torch.arange(8) < length).expand(2, -1), bias
 
 
+def together(sides: list[Side]) -> Side:
+    """As a head takes them: all first ones before all second ones."""
+    x, mask, bias = (torch.cat(part) for part in zip(*sides, strict=True))
+    return x, mask, bias
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_what_is_masked_changes_nothing(name: str) -> None:
     torch.manual_seed(0)
@@ -45,7 +51,7 @@ def test_what_is_masked_changes_nothing(name: str) -> None:
         assert bias is not None
         more = torch.cat([x, torch.full((2, 3, 6), 1e3)], dim=1)
         padded.append((more, torch.cat([mask, torch.zeros(2, 3).bool()], dim=1), torch.cat([bias, bias[:, :3]], dim=1)))
-    for found, expected in zip(head(padded), head(sides), strict=True):
+    for found, expected in zip(head(together(padded)), head(together(sides)), strict=True):
         torch.testing.assert_close(found, expected)
 
 
@@ -54,8 +60,8 @@ def test_a_symmetric_head_takes_no_notice_of_the_order(name: str) -> None:
     torch.manual_seed(0)
     sides = [side(4), side(7)]
     same, other = HEADS[name](6, True), HEADS[name](6, False)
-    torch.testing.assert_close(same(sides)[0], same(sides[::-1])[0])
-    assert (other(sides)[0] - other(sides[::-1])[0]).abs().max() > 1e-3
+    torch.testing.assert_close(same(together(sides))[0], same(together(sides[::-1]))[0])
+    assert (other(together(sides))[0] - other(together(sides[::-1]))[0]).abs().max() > 1e-3
 
 
 def naive_align(head: torch.nn.Module, sides: list[Side]) -> Tensor:
@@ -89,7 +95,7 @@ def naive_align(head: torch.nn.Module, sides: list[Side]) -> Tensor:
 def test_alignment_against_naive_loop() -> None:
     torch.manual_seed(0)
     head, sides = HEADS["align"](6, False), [side(4), side(5)]
-    torch.testing.assert_close(head(sides)[0], naive_align(head, sides), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(head(together(sides))[0], naive_align(head, sides), atol=1e-5, rtol=1e-4)
 
 
 def test_comparison_against_its_formula() -> None:
@@ -103,7 +109,7 @@ def test_comparison_against_its_formula() -> None:
     u, v = means
     cosine = (u * v).sum(1) / u.norm(dim=1) / v.norm(dim=1)
     features = torch.cat([(u - v).abs(), u * v, cosine[:, None], u, v], dim=1)
-    found, vectors = head(sides)
+    found, vectors = head(together(sides))
     torch.testing.assert_close(found, torch.nn.functional.gelu(head.dense(features)))
     torch.testing.assert_close(vectors, torch.cat([u, v]))
 

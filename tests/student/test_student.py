@@ -160,3 +160,33 @@ def test_outputs() -> None:
 def test_a_text_too_long_is_refused_with_the_remedy() -> None:
     with pytest.raises(ValueError, match="truncation=True"):
         make_student()(torch.ones(1, 21, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("depths", "left"),
+    [((1, 0, 1), (1, 1)), ((0, 0, 1), (1,)), ((1, 0, 0), (1, 0)), ((0, 0, 0), (0,)), ((1, 1, 1), (1, 1, 1))],
+)
+def test_blocks_without_a_layer_fuse(depths: tuple[int, ...], left: tuple[int, ...], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    cells = [
+        {"space": "layers", "depth": 1, "architecture": {"layer_0": "convolution_3"}} if depth
+        else {"space": "sequential", "depth": 0, "architecture": {}}
+        for depth in depths
+    ]  # fmt: skip
+    config = StudentConfig(
+        cells=cells, hidden_size=16, teacher_hidden_size=32, embedding_size=8, vocab_size=100, token_weights=True,
+        static_path=True, max_position_embeddings=20, num_labels=3,
+    )  # fmt: skip
+    student, one = StudentForSequenceClassification(config).eval(), batch()
+    for module in student.modules():
+        if isinstance(module, torch.nn.Linear) and module.bias is not None:
+            torch.nn.init.normal_(module.bias)
+    fused = student.fused()
+    assert tuple(cell["depth"] for cell in fused.config.cells) == left and not fused.training
+    with torch.no_grad():
+        expected, found = student(one.input_ids, one.mask).logits, fused(one.input_ids, one.mask).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    fused.save_pretrained(tmp_path)
+    again = StudentForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert torch.equal(again(one.input_ids, one.mask).logits, found)
+    assert fused.fused() is fused

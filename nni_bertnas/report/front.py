@@ -1,0 +1,73 @@
+"""Predicted scores against a cost, and the students that were trained, as a picture."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nni_bertnas.errors import ConfigError
+from nni_bertnas.report.drawing import ENDINGS
+from nni_bertnas.report.results import compared_students
+from nni_bertnas.stages.choice import Prices
+from nni_bertnas.stages.run import Run
+from nni_bertnas.student.selection import Combination
+
+_TITLES = {"num_params": "parameters, M", "num_flops": "MFLOPs at batch 1", "latency_ms": "ms at batch 1"}
+_UNITS = {"num_params": 1e6, "num_flops": 1e6, "latency_ms": 1.0}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model that was trained.
+
+    Attributes:
+        name: What it is.
+        score: The task's, on dev, 0 to 1.
+        costs: By name.
+    """
+
+    name: str
+    score: float
+    costs: Mapping[str, float]
+
+
+def measured_students(run: Run) -> list[Measured]:
+    """Teacher, searched students and baselines that a study has trained, with what they were measured to cost."""
+    metric, found = f"dev_{run.task.metric}", {}
+    for seed, students in compared_students(run).items():
+        for name, result in students.items():
+            found[f"{name}, seed {seed}"] = result["student"]
+            found["teacher"] = result["teacher"]
+            if bag := result.get("compared", {}).get("bag"):
+                found[f"no layers, seed {seed}"] = bag
+    return [Measured(name, side[metric], side) for name, side in found.items()]
+
+
+def draw_front(
+    prices: Prices, found: Sequence[Combination], measured: Sequence[Measured], cost: str, path: Path
+) -> None:
+    """Write the picture: above the predicted scores, all on the front; below what was measured, where there is any.
+
+    Raises:
+        ConfigError: matplotlib is not installed, or the file cannot be written.
+    """
+    if path.suffix.lower() not in ENDINGS:
+        raise ConfigError(f"--draw {path}: must end in {' or '.join(ENDINGS)}")
+    try:  # an extra
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError("--draw needs matplotlib; install it with pip install 'nni-bertnas[plots]'") from None
+    shown = [one for one in measured if cost in one.costs]
+    figure = Figure(figsize=(7, 7 if shown else 4), layout="constrained")
+    axes = figure.subplots(2 if shown else 1, 1, squeeze=False)[:, 0]
+    unit = _UNITS[cost]
+    axes[0].step([getattr(one, cost) / unit for one in found], [one.score for one in found], where="pre", marker="o")
+    axes[0].set(xlabel=_TITLES[cost], ylabel="predicted error, sum over blocks", title="predicted, the less the better")
+    if shown:
+        for one in shown:
+            axes[1].scatter(one.costs[cost] / unit, 100 * one.score)
+            axes[1].annotate(one.name, (one.costs[cost] / unit, 100 * one.score), fontsize=7)
+        axes[1].set(xlabel=_TITLES[cost], ylabel="score on dev, %", title="measured, the more the better", xscale="log")
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise ConfigError(f"--draw {path}: cannot be written ({error.strerror})") from error

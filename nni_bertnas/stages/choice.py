@@ -1,0 +1,195 @@
+"""What a finished block phase can answer: which cells make the best student within a budget, and at which cost."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import inf, nextafter
+
+from nni_bertnas.config import BudgetSettings
+from nni_bertnas.errors import PhaseError
+from nni_bertnas.stages.cells import load_ranked
+from nni_bertnas.stages.run import Run
+from nni_bertnas.stages.students import StudentMaker
+from nni_bertnas.student.build import new_student
+from nni_bertnas.student.candidates import Candidate, kind_of, no_layer
+from nni_bertnas.student.cost import Call, cell_call, count_flops, count_params
+from nni_bertnas.student.selection import Combination, Cut, best, combine, nearest, other_than, unlike
+
+Chosen = tuple[Combination, list[Candidate]]
+PARAMETER_BYTES = 4  # in the saved file
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prices:
+    """What every candidate would add to a student, all measured in turns.
+
+    Attributes:
+        blocks: Every block's candidates, without their cells.
+        base: What a student costs without any.
+        teacher_ms: Latency of the teacher at batch 1.
+    """
+
+    blocks: list[list[Candidate]]
+    base: Candidate
+    teacher_ms: float
+
+    @classmethod
+    def measure(cls, maker: StudentMaker, blocks: Sequence[Sequence[Candidate]]) -> "Prices":
+        """Of candidates with their cells.
+
+        What was measured in trials that ran at the same time as others cannot be compared, and is not looked at.
+        """
+        calls, counted, base = _costs(maker, blocks)
+        latency_ms = maker.latency_ms(calls)
+        timed = [
+            [replace(one, latency_ms=latency_ms[f"{block}.{index}"]) for index, one in enumerate(candidates)]
+            for block, candidates in enumerate(counted)
+        ]
+        return cls(blocks=timed, base=replace(base, latency_ms=latency_ms["base"]), teacher_ms=latency_ms["teacher"])
+
+    def best(self, budget: BudgetSettings, cuts: Sequence[Cut] = (), correction: float = 1.0) -> Combination | None:
+        """The combination with the best sum of scores within a budget; None where there is none.
+
+        Without any layer a student has no cells at all, and is faster than the sum of its parts, which is no reason to
+        leave it out.
+
+        Args:
+            budget: Of the whole student.
+            cuts: What it may not be.
+            correction: By how much students are slower than the sum of their parts.
+        """
+        limits = self.limits(budget)
+        if "latency_ms" in limits:
+            limits["latency_ms"] /= correction
+        bare = tuple(next((n for n, one in enumerate(block) if not one.depth), -1) for block in self.blocks)
+        if -1 in bare:
+            return next(iter(best(self.blocks, self.base, limits, cuts)), None)
+        options = best(self.blocks, self.base, limits, [*cuts, other_than(bare)])
+        bag = combine(self.blocks, self.base, bare)
+        counted = {name: limit for name, limit in limits.items() if name != "latency_ms"}
+        if all(getattr(bag, name) <= limit for name, limit in counted.items()) and not any(
+            c.forbids(bare) for c in cuts
+        ):
+            options.append(bag)
+        return min(options, key=lambda one: one.score, default=None)
+
+    def limits(self, budget: BudgetSettings) -> dict[str, float]:
+        """What a student may cost, by name out of COSTS."""
+        size = budget.max_size_mb and budget.max_size_mb * 1e6 // PARAMETER_BYTES
+        speed = budget.min_speedup and self.teacher_ms / budget.min_speedup
+        wanted = {
+            "num_params": (budget.max_params, size),
+            "num_flops": (budget.max_flops,),
+            "latency_ms": (budget.max_latency_ms, speed),
+        }
+        least = {name: min((limit for limit in limits if limit), default=inf) for name, limits in wanted.items()}
+        return {name: limit for name, limit in least.items() if limit < inf}
+
+    def impossible(self, budget: BudgetSettings) -> str:
+        """Why nothing is within a budget: of every limit the nearest that can be."""
+        limits, units = self.limits(budget), {"num_params": "parameters", "num_flops": "FLOPs", "latency_ms": "ms"}
+        parts = [
+            f"at most {limits[name]:,.6g} {units[name]} are wanted, {getattr(one, name):,.6g} is the least"
+            for name, one in nearest(self.blocks, self.base, limits).items()
+        ]
+        return (
+            f"no combination fits supernet.budget: {'; '.join(parts)} (the teacher takes {self.teacher_ms:.2f} ms); "
+            "loosen the budget, lower student.hidden_size or embedding_size, or search smaller cell.depths"
+        )
+
+    def front(self, cost: str) -> Iterator[Combination]:
+        """All combinations that no other beats in both score and a cost, the best score first.
+
+        Args:
+            cost: A name out of COSTS.
+        """
+        before: Combination | None = None
+        limit = inf
+        while found := best(self.blocks, self.base, {} if limit == inf else {cost: limit}):
+            if before is not None and before.score < found[0].score:
+                yield before
+            before = found[0]
+            limit = nextafter(getattr(before, cost), -inf)
+        if before is not None:
+            yield before
+
+
+def open_prices(run: Run) -> tuple[StudentMaker, list[list[Candidate]], Prices]:
+    """What makes students of a finished block phase, its candidates with their cells, and what they cost.
+
+    Raises:
+        PhaseError: The block phase is not finished.
+    """
+    blocks = load_ranked(run)
+    maker = StudentMaker(run, run.study.seed)
+    return maker, blocks, Prices.measure(maker, blocks)
+
+
+def choose(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]], count: int) -> list[Chosen]:
+    """The best combinations whose students, built and measured, are within the budget, no two alike.
+
+    The first has the best sum of scores; the next the best of those that differ from all before in two blocks, by the
+    kinds of their operations; where there are too few, in one block.
+
+    Args:
+        maker: Builds students and measures.
+        blocks: Every block's candidates with their cells.
+        count: How many at most.
+
+    Raises:
+        PhaseError: Nothing fits; with the nearest that can be, limit by limit.
+    """
+    budget, prices = maker.run.study.supernet.budget, Prices.measure(maker, blocks)
+    kinds = [[kind_of(one.architecture) for one in candidates] for candidates in blocks]
+    correction = 1.0  # measured over estimated, learnt from the combinations that turned out too slow
+    found: list[Chosen] = []
+    refused: list[Cut] = []
+    for least in range(min(2, len(blocks)), 0, -1):
+        while len(found) < count:
+            cuts = [*refused, *(unlike(kinds, other.choice, least) for other, _ in found)]
+            combination = prices.best(budget, cuts, correction)
+            if combination is None:
+                break
+            picked = [candidates[index] for candidates, index in zip(blocks, combination.choice, strict=True)]
+            calls = {"teacher": maker.call(maker.teacher), "student": maker.call(maker.new_student(picked).fused())}
+            measured = maker.latency_ms(calls)
+            beside = replace(prices, teacher_ms=measured["teacher"]).limits(budget)
+            if measured["student"] <= beside.get("latency_ms", inf):
+                found.append((combination, picked))
+                continue
+            refused.append(other_than(combination.choice))
+            if any(one.depth for one in picked):
+                correction = max(correction, measured["student"] / combination.latency_ms)
+            _log.info(
+                "%s takes %.2f ms, %.2f estimated", combination.choice, measured["student"], combination.latency_ms
+            )
+    if not found:
+        raise PhaseError(prices.impossible(budget))
+    return found
+
+
+def _costs(
+    maker: StudentMaker, blocks: Sequence[Sequence[Candidate]]
+) -> tuple[dict[str, Call], list[list[Candidate]], Candidate]:
+    """What can be timed, and what is counted.
+
+    Returns:
+        A forward pass of the teacher, of a student without cells, and of every cell; every block's candidates with what
+        they add; what the student without cells has.
+    """
+    lengths, width, middle = maker.lengths, maker.run.study.student.hidden_size, maker.middle
+    nothing = no_layer()
+    empty = new_student(maker.shape, maker.start_of_students, [nothing for _ in blocks])
+    calls = {"teacher": maker.call(maker.teacher), "base": maker.call(empty)}
+    costs: list[list[Candidate]] = [[] for _ in blocks]
+    for block, candidates in enumerate(blocks):
+        for index, one in enumerate(candidates):
+            body = one.trained.body
+            call = cell_call(body, width, lengths, sides=1 + (maker.shape.encoding == "separate"))
+            calls[f"{block}.{index}"] = call
+            costs[block].append(
+                replace(one, num_params=count_params(body), num_flops=count_flops(call, middle), cell=None)
+            )
+    base = replace(nothing, num_params=count_params(empty), num_flops=count_flops(calls["base"], middle))
+    return calls, costs, base

@@ -1,0 +1,104 @@
+"""What a finished block phase answers: budgets, fronts, without searching again."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny import all_units, chain, tiny_run
+
+from nni_bertnas.cli import main
+from nni_bertnas.config import BudgetSettings, to_yaml
+from nni_bertnas.stages.choice import Prices
+from nni_bertnas.stages.run import Run
+from nni_bertnas.student import COSTS
+from nni_bertnas.student.candidates import Candidate, no_layer
+from nni_bertnas.student.selection import Combination, combine
+
+
+def option(score: float, num_params: int, latency_ms: float) -> Candidate:
+    return replace(chain("zero"), score=score, num_params=num_params, latency_ms=latency_ms, num_flops=2 * num_params)
+
+
+def nothing(score: float) -> Candidate:
+    return replace(no_layer(), score=score, latency_ms=0.1)
+
+
+PRICES = Prices(
+    blocks=[
+        [option(0.1, 400, 3.0), option(0.2, 100, 1.0), nothing(0.6)],
+        [option(0.3, 400, 2.0), option(0.5, 100, 1.5), nothing(0.7)],
+    ],
+    base=option(0.0, 50, 1.0),
+    teacher_ms=12.0,
+)
+
+
+def test_limits_in_every_unit() -> None:
+    assert PRICES.limits(BudgetSettings()) == {}
+    both = PRICES.limits(
+        BudgetSettings(max_params=800, max_size_mb=0.002, max_flops=9, max_latency_ms=5.0, min_speedup=3)
+    )
+    assert both == {"num_params": 500, "num_flops": 9, "latency_ms": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("budget", "choice"),
+    [
+        ({}, (0, 0)), ({"max_latency_ms": 5.0}, (1, 0)), ({"min_speedup": 3.0}, (1, 0)),
+        ({"max_size_mb": 0.0011}, (1, 1)),
+        ({"max_flops": 300}, (1, 2)), ({"max_params": 50}, (2, 2)), ({"max_latency_ms": 0.1}, (2, 2)),
+    ],
+)  # fmt: skip
+def test_one_search_answers_any_budget(budget: dict, choice: tuple[int, int]) -> None:
+    found = PRICES.best(BudgetSettings(**budget))
+    assert found is not None and found.choice == choice  # without layers a student is faster than its parts
+
+
+def test_what_cannot_be_names_the_nearest() -> None:
+    budget = BudgetSettings(max_params=40, min_speedup=1.0)
+    assert PRICES.best(budget) is None
+    said = PRICES.impossible(budget)
+    assert "at most 40 parameters are wanted, 50 is the least" in said and "12.00 ms" in said
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_the_front_is_what_nothing_beats(cost: str) -> None:
+    every = [combine(PRICES.blocks, PRICES.base, one) for one in itertools.product(range(3), range(3))]
+
+    def beaten(one: Combination) -> bool:
+        return any(
+            other.score <= one.score and getattr(other, cost) <= getattr(one, cost)
+            and (other.score, getattr(other, cost)) != (one.score, getattr(one, cost))
+            for other in every
+        )  # fmt: skip
+
+    wanted = sorted((one for one in every if not beaten(one)), key=lambda one: one.score)
+    assert list(PRICES.front(cost)) == wanted and len(wanted) > 2
+
+
+@pytest.fixture(scope="module")
+def searched(built_copy: Path) -> Run:
+    run = tiny_run(
+        built_copy, cell={"strategy": "random", "depths": [1], "epochs": 1, "candidates": 2}, block={"no_layer": True}
+    )
+    all_units(run, "cell", "block")
+    (built_copy / "study.yml").write_text(to_yaml(run.study))
+    return run
+
+
+def test_select_and_front_print_what_can_be_had(
+    searched: Run, built_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = str(built_copy / "study.yml")
+    assert main(["select", study, "--top", "3", "--differ", "2"]) == 0
+    text = capsys.readouterr().out
+    assert text.count(" x ") == 3 and "bertnas supernet" in text
+    assert main(["select", study, "--max-params", "10"]) == 1
+    assert "at most 10 parameters are wanted" in capsys.readouterr().err
+    assert main(["select", study, "--max-latency-ms", "-1"]) == 2
+    assert "--max-latency-ms must be above 0" in capsys.readouterr().err
+    assert main(["front", study, "--cost", "num_params", "--draw", str(tmp_path / "front.png")]) == 0
+    assert "no layer | no layer" in capsys.readouterr().out
+    assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["front", study, "--draw", str(tmp_path / "front.gif")]) == 2
