@@ -56,7 +56,7 @@ def run_architecture(
         raise ConfigError("cell.shared must be false where every trial is one architecture of one block")
     run.check_block(block)
     architecture = read_parameters(run.spaces[depth], parameters)
-    for name in ("teacher", "features", *(["probes"] if run.probed else [])):
+    for name in ("teacher", "features", *dict(run.probe_stage)):
         ensure(run, name)
     search = make_search(run, block, depth, tracker)
     if not search.affordable(architecture):

@@ -100,7 +100,7 @@ STAGE = Stage(
     describe=describe,
     parameters={"block": int},
     needs=lambda run, unit: [
-        *([("probes", {})] if run.probed else []),
+        *run.probe_stage,
         *([("general", {})] if starts_general(run) else []),
     ],
     check=lambda run, unit: run.check_block(unit["block"]),

@@ -12,6 +12,9 @@ from nni_bertnas.stages.stage import Stage
 from nni_bertnas.tracking import Tracker
 from nni_bertnas.training.masked_lm import fit_masked_lm, plain_texts
 
+# Times as many texts as train has: the task's own words are what matters, and a fit takes as long as texts are many.
+_MOST = 2
+
 
 def _units(run: Run) -> list[Unit]:
     settings = run.study.augment
@@ -22,13 +25,14 @@ def _fingerprint(run: Run, unit: Unit) -> str:
     study = run.study
     weights = weights_fingerprint(resolve_model(study.teacher.model))
     transfer = transfer_fingerprint(study.transfer, study.task)
-    return fingerprint(study.seed, data_fingerprint(study.task), transfer, weights, study.augment.fit_epochs)
+    settings = study.augment.fit_epochs, _MOST
+    return fingerprint(study.seed, data_fingerprint(study.task), transfer, weights, *settings)
 
 
 def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     start, study = time.perf_counter(), run.study
     train, dev = (plain_texts(run.data.splits[name]) for name in ("train", "dev"))
-    most = 2 * len(train)  # as the task's own words are what matters, and a fit takes as long as its texts are many
+    most = _MOST * len(train)
     for rows in load_transfer(study.transfer, study.task, run.data.splits):
         train += plain_texts(rows)
         if len(train) >= most:

@@ -120,6 +120,11 @@ class Run:
         study = self.study
         return any(part.losses.get("probe") for part in (study.cell, study.block, study.distill))
 
+    @property
+    def probe_stage(self) -> list[tuple[str, Unit]]:
+        """What is made before anything that a loss of probes takes part in."""
+        return [("probes", {})] if self.probed else []
+
     @cached_property
     def probes(self) -> Probes | None:
         """Of the teacher's edges; None where no loss asks for them.

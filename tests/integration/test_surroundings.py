@@ -40,7 +40,8 @@ def start(root: Path, **environment: str) -> subprocess.Popen:
 def test_two_studies_at_the_same_moment_behind_a_proxy_keep_apart(tmp_path: Path) -> None:
     runs = {depth: make(tmp_path / f"depth {depth}", depth) for depth in (1, 2)}
     dead = {"http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "NODE_OPTIONS": "--no-warnings"}
-    processes = {depth: start(tmp_path / f"depth {depth}", **dead) for depth in runs}
+    homes = {1: {}, 2: {"HOME": "/proc/nobody"}}  # and where the home cannot be written
+    processes = {depth: start(tmp_path / f"depth {depth}", **dead, **homes[depth]) for depth in runs}
     addresses = set()
     for depth, process in processes.items():
         text, _ = process.communicate(timeout=300)
