@@ -28,11 +28,14 @@ class Prices:
         blocks: Every block's candidates, without their cells.
         base: What a student costs without any.
         teacher_ms: Latency of the teacher at batch 1.
+        bag: The student without any layer, as a whole: it has no cells at all, and costs less than the sum of its
+            parts; None where some block has no such candidate.
     """
 
     blocks: list[list[Candidate]]
     base: Candidate
     teacher_ms: float
+    bag: Combination | None = None
 
     @classmethod
     def measure(cls, maker: StudentMaker, blocks: Sequence[Sequence[Candidate]]) -> "Prices":
@@ -41,18 +44,28 @@ class Prices:
         What was measured in trials that ran at the same time as others cannot be compared, and is not looked at.
         """
         calls, counted, base = _costs(maker, blocks)
+        bare = tuple(next((n for n, one in enumerate(block) if not one.depth), -1) for block in blocks)
+        if -1 not in bare:
+            student = maker.new_student([block[n] for block, n in zip(blocks, bare, strict=True)]).fused()
+            calls["bag"] = maker.call(student)
         latency_ms = maker.latency_ms(calls)
         timed = [
             [replace(one, latency_ms=latency_ms[f"{block}.{index}"]) for index, one in enumerate(candidates)]
             for block, candidates in enumerate(counted)
         ]
-        return cls(blocks=timed, base=replace(base, latency_ms=latency_ms["base"]), teacher_ms=latency_ms["teacher"])
+        base = replace(base, latency_ms=latency_ms["base"])
+        bag = None
+        if -1 not in bare:
+            bag = replace(
+                combine(timed, base, bare),
+                num_params=count_params(student),
+                num_flops=count_flops(calls["bag"], maker.middle),
+                latency_ms=latency_ms["bag"],
+            )
+        return cls(blocks=timed, base=base, teacher_ms=latency_ms["teacher"], bag=bag)
 
     def best(self, budget: BudgetSettings, cuts: Sequence[Cut] = (), correction: float = 1.0) -> Combination | None:
         """The combination with the best sum of scores within a budget; None where there is none.
-
-        Without any layer a student has no cells at all, and is faster than the sum of its parts, which is no reason to
-        leave it out.
 
         Args:
             budget: Of the whole student.
@@ -60,18 +73,14 @@ class Prices:
             correction: By how much students are slower than the sum of their parts.
         """
         limits = self.limits(budget)
-        if "latency_ms" in limits:
-            limits["latency_ms"] /= correction
-        bare = tuple(next((n for n, one in enumerate(block) if not one.depth), -1) for block in self.blocks)
-        if -1 in bare:
-            return next(iter(best(self.blocks, self.base, limits, cuts)), None)
-        options = best(self.blocks, self.base, limits, [*cuts, other_than(bare)])
-        bag = combine(self.blocks, self.base, bare)
-        counted = {name: limit for name, limit in limits.items() if name != "latency_ms"}
-        if all(getattr(bag, name) <= limit for name, limit in counted.items()) and not any(
-            c.forbids(bare) for c in cuts
-        ):
-            options.append(bag)
+        layered = {name: limit / correction if name == "latency_ms" else limit for name, limit in limits.items()}
+        if self.bag is None:
+            return next(iter(best(self.blocks, self.base, layered, cuts)), None)
+        bare = self.bag.choice
+        options = best(self.blocks, self.base, layered, [*cuts, other_than(bare)])
+        fits = all(getattr(self.bag, name) <= limit for name, limit in limits.items())
+        if fits and not any(cut.forbids(bare) for cut in cuts):
+            options.append(self.bag)
         return min(options, key=lambda one: one.score, default=None)
 
     def limits(self, budget: BudgetSettings) -> dict[str, float]:
@@ -89,9 +98,12 @@ class Prices:
     def impossible(self, budget: BudgetSettings) -> str:
         """Why nothing is within a budget: of every limit the nearest that can be."""
         limits, units = self.limits(budget), {"num_params": "parameters", "num_flops": "FLOPs", "latency_ms": "ms"}
+        least = {name: getattr(one, name) for name, one in nearest(self.blocks, self.base, limits).items()}
+        if self.bag is not None:
+            least = {name: min(value, getattr(self.bag, name)) for name, value in least.items()}
         parts = [
-            f"at most {limits[name]:,.6g} {units[name]} are wanted, {getattr(one, name):,.6g} is the least"
-            for name, one in nearest(self.blocks, self.base, limits).items()
+            f"at most {limits[name]:,.6g} {units[name]} are wanted, {value:,.6g} is the least"
+            for name, value in least.items()
         ]
         return (
             f"no combination fits supernet.budget: {'; '.join(parts)} (the teacher takes {self.teacher_ms:.2f} ms); "
