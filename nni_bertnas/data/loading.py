@@ -114,6 +114,11 @@ def load_checked(
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ConfigError(f"{what}: the weight {name} has values that are no finite numbers; train or save it anew")
+    if not getattr(model.config, "is_encoder_decoder", False):
+        import torch
+
+        with loading(what, "cannot read a text; its config.json does not fit"), torch.inference_mode():
+            model(input_ids=torch.ones(1, 2, dtype=torch.long))
     loaded: PreTrainedModel = model
     return loaded
 
