@@ -23,7 +23,7 @@ _FIELDS = ("max_params", "max_size_mb", "max_flops", "max_latency_ms", "min_spee
 def run(arguments: Namespace) -> None:
     """Print the best combinations within a budget, or, of `front`, all that none other beats."""
     opened, console = Run(load_study(arguments.study)), open_console()
-    prices = open_prices(opened)[2]
+    prices = open_prices(opened)
     if arguments.command == "front":
         found = list(prices.front(arguments.cost))
         console.print(table(prices, found, f"best predicted score at every {arguments.cost}"))
@@ -40,8 +40,10 @@ def run(arguments: Namespace) -> None:
 
 def _budget(arguments: Namespace) -> BudgetSettings:
     given = {name: getattr(arguments, name) for name in _FIELDS if getattr(arguments, name) is not None}
-    if wrong := [name for name, value in given.items() if value <= 0]:
-        raise ConfigError(f"--{wrong[0].replace('_', '-')} must be above 0, got {given[wrong[0]]}")
+    counts = {"top": arguments.top, "differ": arguments.differ}
+    for name, value in {**given, **counts}.items():
+        if value <= 0:
+            raise ConfigError(f"--{name.replace('_', '-')} must be above 0, got {value}")
     return BudgetSettings(**given)
 
 

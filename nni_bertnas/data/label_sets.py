@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nni_bertnas.data.rows import UNLABELLED, label_text
+from nni_bertnas.data.rows import label_text
 
 MOST = 62  # labels that fit into a whole number of 64 bits
 
@@ -29,8 +29,7 @@ def members(number: float, count: int) -> list[int]:
 
 def indicators(numbers: Tensor, count: int) -> Tensor:
     """`(rows,)` -> `(rows, count)`, 1 where the label is in the set; of rows without labels all 0."""
-    known = numbers.clamp(min=0) if UNLABELLED < 0 else numbers
-    return known.unsqueeze(1) >> torch.arange(count, device=numbers.device) & 1
+    return numbers.clamp(min=0).unsqueeze(1) >> torch.arange(count, device=numbers.device) & 1
 
 
 def read_set(value: Any, separator: str) -> list[str] | None:

@@ -76,11 +76,6 @@ def micro_f1(labels: Numbers, predictions: Numbers) -> float:
     return _sklearn("f1_score", labels, predictions, average="micro", zero_division=0)
 
 
-def exact_match(labels: Numbers, predictions: Numbers) -> float:
-    """Share of rows whose set of labels is right as a whole, 0 to 1."""
-    return accuracy(labels, predictions)
-
-
 def pearson(labels: Numbers, predictions: Numbers) -> float:
     """Pearson correlation, -1 to 1; 0 for a constant prediction."""
     return _scipy("pearsonr", labels, predictions)
@@ -109,7 +104,7 @@ METRICS: Mapping[str, Metric] = {
     "matthews": Metric(compute=matthews),
     "micro_f1": Metric(compute=micro_f1, of_sets=True),
     "macro_f1": Metric(compute=f1_macro, of_sets=True),
-    "exact_match": Metric(compute=exact_match, of_sets=True),
+    "exact_match": Metric(compute=accuracy, of_sets=True),  # of a set as a whole
     "pearson": Metric(compute=pearson, of_scores=True),
     "spearman": Metric(compute=spearman, of_scores=True),
     "pearson_spearman": Metric(compute=pearson_spearman, of_scores=True),

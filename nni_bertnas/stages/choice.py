@@ -127,15 +127,13 @@ class Prices:
             yield before
 
 
-def open_prices(run: Run) -> tuple[StudentMaker, list[list[Candidate]], Prices]:
-    """What makes students of a finished block phase, its candidates with their cells, and what they cost.
+def open_prices(run: Run) -> Prices:
+    """Those of a finished block phase's candidates.
 
     Raises:
         PhaseError: The block phase is not finished.
     """
-    blocks = load_ranked(run)
-    maker = StudentMaker(run, run.study.seed)
-    return maker, blocks, Prices.measure(maker, blocks)
+    return Prices.measure(StudentMaker(run, run.study.seed), load_ranked(run))
 
 
 def choose(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]], count: int) -> list[Chosen]:

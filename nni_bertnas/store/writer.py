@@ -181,7 +181,7 @@ class SplitWriter:
         }
         sums = {str(edge): np.zeros(3) for edge in self.edges}  # of values, their squares, squared errors
         batches = list(LengthBatches(data.lengths[first:stop], BATCH_SIZE, shuffle=False))
-        for batch_rows in reversed(batches):  # the longest first: what a GPU reserves for them serves the others
+        for batch_rows in reversed(batches):  # so that what a GPU reserves for the longest serves the others
             rows = first + np.asarray(batch_rows)
             batch = data.batch(rows).to(device)
             known = None if self.vectors is None else torch.from_numpy(self.vectors[rows])

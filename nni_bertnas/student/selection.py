@@ -173,30 +173,6 @@ def combine(blocks: Sequence[Sequence[Candidate]], base: Candidate, choice: Sequ
     )
 
 
-def best_few(
-    blocks: Sequence[Sequence[Candidate]], base: Candidate, limits: Mapping[str, float], count: int, differ: int = 1
-) -> list[Combination]:
-    """The best combinations within the limits, best first, each other than all before in so many blocks.
-
-    Args:
-        blocks: See :func:`best`.
-        base: Likewise.
-        limits: Likewise.
-        count: How many at most.
-        differ: In how many blocks.
-    """
-    if differ == 1:
-        return best(blocks, base, limits, count=count)
-    kinds = [range(len(candidates)) for candidates in blocks]
-    found: list[Combination] = []
-    while len(found) < count:
-        more = best(blocks, base, limits, [unlike(kinds, other.choice, differ) for other in found])
-        if not more:
-            break
-        found += more
-    return found
-
-
 def nearest(
     blocks: Sequence[Sequence[Candidate]], base: Candidate, limits: Mapping[str, float]
 ) -> dict[str, Combination]:

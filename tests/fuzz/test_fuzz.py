@@ -128,12 +128,17 @@ labels = st.lists(
 )
 
 
+def write_labels(folder: Path, values: list[Any]) -> Path:
+    path = folder / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"t{n}", "label": one}) for n, one in enumerate(values)))
+    return path
+
+
 @given(labels)
 @fuzz
 def test_label_columns(values: list[Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "a.jsonl"
-        path.write_text("\n".join(json.dumps({"text": f"t{n}", "label": one}) for n, one in enumerate(values)))
+        path = write_labels(Path(folder), values)
         expected = {f"t{n}": naive for n, one in enumerate(values) if (naive := naive_label(one)) is not None}
         try:
             names, rows = read(path)
@@ -149,8 +154,7 @@ def test_label_columns(values: list[Any]) -> None:
 @fuzz
 def test_scores(values: list[Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "a.jsonl"
-        path.write_text("\n".join(json.dumps({"text": f"t{n}", "label": one}) for n, one in enumerate(values)))
+        path = write_labels(Path(folder), values)
         expected = {}
         for number, one in enumerate(values):
             text = naive_label(one)

@@ -99,6 +99,8 @@ def test_select_and_front_print_what_can_be_had(
     assert "at most 10 parameters are wanted" in capsys.readouterr().err
     assert main(["select", study, "--max-latency-ms", "-1"]) == 2
     assert "--max-latency-ms must be above 0" in capsys.readouterr().err
+    assert main(["select", study, "--differ", "0"]) == 2
+    assert "--differ must be above 0" in capsys.readouterr().err
     assert main(["front", study, "--cost", "num_params", "--draw", str(tmp_path / "front.png")]) == 0
     assert "no layer | no layer" in capsys.readouterr().out
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")

@@ -83,7 +83,7 @@ def small_run(root: Path, model: str, **more: Any) -> Run:
     )
 
 
-CHAINS = [*((kind, False) for kind in ("Electra", "Albert", "DebertaV2", "ModernBert")),
+CHAINS = [*((kind, False) for kind in ("Electra", "Albert", "DebertaV2", "ModernBert", "MPNet")),
           *((kind, True) for kind in ("DistilBert", "Roberta", "XLMRoberta", "DebertaV2"))]  # fmt: skip
 
 
