@@ -25,7 +25,7 @@ def run(arguments: Namespace) -> None:
     opened, console = Run(load_study(arguments.study)), open_console()
     prices = open_prices(opened)
     if arguments.command == "front":
-        found = list(prices.front(arguments.cost))
+        found = prices.front(arguments.cost)
         console.print(table(prices, found, f"best predicted score at every {arguments.cost}"))
         if arguments.draw is not None:
             draw_front(prices, found, measured_students(opened), arguments.cost, arguments.draw)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.report.drawing import ENDINGS
-from nni_bertnas.report.results import compared_students
+from nni_bertnas.report.results import compared_students, searched_students
 from nni_bertnas.stages.choice import Prices
 from nni_bertnas.stages.run import Run
+from nni_bertnas.stages.supernet import SEARCHED
 from nni_bertnas.student.selection import Combination
 
 _TITLES = {"num_params": "parameters, M", "num_flops": "MFLOPs at batch 1", "latency_ms": "ms at batch 1"}
@@ -33,12 +34,13 @@ class Measured:
 def measured_students(run: Run) -> list[Measured]:
     """Teacher, searched students and baselines that a study has trained, with what they were measured to cost."""
     metric, found = f"dev_{run.task.metric}", {}
+    for _, result in searched_students(run):
+        found["teacher"] = result["teacher"]
+        found[f"searched, seed {result['seed']}"] = result["student"]
+        if "compared" in result:
+            found[f"no layers, seed {result['seed']}"] = result["compared"]["bag"]
     for seed, students in compared_students(run).items():
-        for name, result in students.items():
-            found[f"{name}, seed {seed}"] = result["student"]
-            found["teacher"] = result["teacher"]
-            if bag := result.get("compared", {}).get("bag"):
-                found[f"no layers, seed {seed}"] = bag
+        found |= {f"{name}, seed {seed}": one["student"] for name, one in students.items() if name != SEARCHED}
     return [Measured(name, side[metric], side) for name, side in found.items()]
 
 

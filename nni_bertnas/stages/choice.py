@@ -1,7 +1,7 @@
 """What a finished block phase can answer: which cells make the best student within a budget, and at which cost."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf, nextafter
 
@@ -110,21 +110,26 @@ class Prices:
             "loosen the budget, lower student.hidden_size or embedding_size, or search smaller cell.depths"
         )
 
-    def front(self, cost: str) -> Iterator[Combination]:
+    def front(self, cost: str) -> list[Combination]:
         """All combinations that no other beats in both score and a cost, the best score first.
 
         Args:
             cost: A name out of COSTS.
         """
-        before: Combination | None = None
+        found: list[Combination] = []
         limit = inf
-        while found := best(self.blocks, self.base, {} if limit == inf else {cost: limit}):
-            if before is not None and before.score < found[0].score:
-                yield before
-            before = found[0]
-            limit = nextafter(getattr(before, cost), -inf)
-        if before is not None:
-            yield before
+        while more := best(self.blocks, self.base, {} if limit == inf else {cost: limit}):
+            if found and found[-1].score == more[0].score:
+                found.pop()
+            found += more
+            limit = nextafter(getattr(more[0], cost), -inf)
+        if self.bag is not None:  # as it was measured, not as the sum of its parts
+            bag, own = self.bag, getattr(self.bag, cost)
+            others = [one for one in found if one.choice != bag.choice]
+            found = [one for one in others if one.score < bag.score or getattr(one, cost) < own]
+            if not any(one.score <= bag.score and getattr(one, cost) <= own for one in found):
+                found.append(bag)
+        return sorted(found, key=lambda one: one.score)
 
 
 def open_prices(run: Run) -> Prices:

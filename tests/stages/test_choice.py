@@ -66,6 +66,7 @@ def test_what_cannot_be_names_the_nearest() -> None:
 @pytest.mark.parametrize("cost", COSTS)
 def test_the_front_is_what_nothing_beats(cost: str) -> None:
     every = [combine(PRICES.blocks, PRICES.base, one) for one in itertools.product(range(3), range(3))]
+    every = [one for one in every if one.choice != (2, 2)] + [PRICES.bag]
 
     def beaten(one: Combination) -> bool:
         return any(
@@ -75,7 +76,7 @@ def test_the_front_is_what_nothing_beats(cost: str) -> None:
         )  # fmt: skip
 
     wanted = sorted((one for one in every if not beaten(one)), key=lambda one: one.score)
-    assert list(PRICES.front(cost)) == wanted and len(wanted) > 2
+    assert PRICES.front(cost) == wanted and len(wanted) > 2
 
 
 @pytest.fixture(scope="module")
