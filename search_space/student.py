@@ -35,25 +35,25 @@ class Embeddings(nn.Module):
             self.token_type = nn.Embedding(config.type_vocab_size, size)
             self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
 
-    def forward(self, words: Tensor, token_type_ids: Tensor | None = None, first: int = 0) -> Tensor:
-        """What enters the first cell.
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None, first: int = 0) -> tuple[Tensor, Tensor]:
+        """What a text begins as.
 
         Args:
-            words: Vectors of the word pieces, `(batch, seq, rank)`.
+            input_ids: `(batch, seq)`.
             token_type_ids: `(batch, seq)`; all 0 without it.
             first: Number of the first position.
 
         Returns:
-            `(batch, seq, teacher_hidden)`.
+            Vectors of the word pieces, `(batch, seq, rank)`, and what the map into the first cell takes,
+            `(batch, seq, teacher_hidden)`; without cells the vectors again.
         """
+        words = self.word(input_ids)
+        if not hasattr(self, "position"):
+            return words, words
         stop = first + words.shape[1]
-        if stop > self.position.num_embeddings:
-            raise ValueError(
-                f"{stop} word pieces, but the student knows {self.position.num_embeddings} positions: "
-                "tokenise with truncation=True"
-            )
+        _check_places(stop, self.position.num_embeddings)
         types = self.token_type.weight[0] if token_type_ids is None else self.token_type(token_type_ids)
-        return self.norm(self.expand(words) + self.position.weight[first:stop] + types)
+        return words, self.norm(self.expand(words) + self.position.weight[first:stop] + types)
 
     @torch.no_grad()
     def start_from(
@@ -100,6 +100,71 @@ class Embeddings(nn.Module):
         self.norm.bias.copy_(shift)
 
 
+class FusedEmbeddings(nn.Module):
+    """Embeddings and the map into the first cell, computed at the rank of the word matrix, so that it costs a fifth.
+
+    With w a word piece's vector, E its map into the teacher's width and p what its position and token type add, all
+    without their mean over the units, the norm divides E w + p by the root of its variance. That is a sum of |E w|², a
+    number per word piece, 2 w · Eᵀp, and |p|², a number per position and type; what enters the first cell is linear
+    in w and p but for the division.
+    """
+
+    def __init__(self, config: "StudentConfig") -> None:
+        super().__init__()
+        rank, self.width = config.embedding_size, config.hidden_size
+        self.size, self.eps, self.places = (
+            config.teacher_hidden_size,
+            config.layer_norm_eps,
+            config.max_position_embeddings,
+        )
+        self.word = nn.Embedding(config.vocab_size, rank, padding_idx=config.pad_token_id)
+        self.square = nn.Embedding(config.vocab_size, 1)
+        self.into = nn.Linear(rank, self.width)
+        # of every token type and position: its part of what enters the cell, Eᵀp, |p|²
+        self.place = nn.Embedding(config.type_vocab_size * self.places, self.width + rank + 1)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None, first: int = 0) -> tuple[Tensor, Tensor]:
+        """See :meth:`Embeddings.forward`; what enters the first cell is `(batch, seq, hidden)`."""
+        words, stop = self.word(input_ids), first + input_ids.shape[1]
+        _check_places(stop, self.places)
+        if token_type_ids is None:
+            place = self.place.weight[first:stop]
+        else:
+            place = self.place(token_type_ids * self.places + torch.arange(first, stop, device=words.device))
+        part, cross, square = place.split([self.width, words.shape[-1], 1], dim=-1)
+        total = self.square(input_ids) + square + 2 * (words * cross).sum(-1, keepdim=True)
+        scale = (total / self.size).clamp(min=0).add(self.eps).rsqrt()
+        return words, torch.addcmul(self.into.bias, nn.functional.linear(words, self.into.weight) + part, scale)
+
+    @torch.no_grad()
+    def take(self, embeddings: Embeddings, link: nn.Module) -> None:
+        """Take over embeddings that expand, and the map that follows them."""
+        norm, expands = embeddings.norm, embeddings.expand
+        assert isinstance(expands, nn.Linear)
+        weight, bias = norm.weight.double(), norm.bias.double()
+        expand = expands.weight.double()  # (size, rank)
+        expand = expand - expand.mean(0)
+        vectors, positions = embeddings.word.weight, embeddings.position.weight.double()
+        place = (embeddings.token_type.weight.double()[:, None] + positions).flatten(0, 1)
+        place = place - place.mean(1, keepdim=True)
+        into, shift = torch.diag(weight), bias
+        if isinstance(link, nn.Linear):
+            into, shift = link.weight.double() * weight, link.weight.double() @ bias + link.bias.double()
+        self.word.weight.copy_(vectors)
+        gram = (expand.T @ expand).to(vectors.dtype)
+        self.square.weight.copy_(((vectors @ gram) * vectors).sum(1, keepdim=True))
+        self.into.weight.copy_(into @ expand)
+        self.into.bias.copy_(shift)
+        self.place.weight.copy_(
+            torch.cat([place @ into.T, place @ expand, (place * place).sum(1, keepdim=True)], dim=1)
+        )
+
+
+def _check_places(count: int, known: int) -> None:
+    if count > known:
+        raise ValueError(f"{count} word pieces, but the student knows {known} positions: tokenise with truncation=True")
+
+
 # transformers wants a configuration that can be made from nothing
 _CELLS = ({"space": "layers", "depth": 1, "architecture": {"layer_0": "convolution_3"}},)
 
@@ -118,6 +183,8 @@ class StudentConfig(PretrainedConfig):
         token_weights: Whether every word piece has a learned weight in the head's means.
         static_path: Whether the word pieces' vectors lead past the cells into the head. Without cells they alone do.
         sep_token_id: What ends a text, by which the second of a pair is found where there are no token types.
+        fused: Whether the map into the first cell is part of the embeddings, see
+            :meth:`StudentForSequenceClassification.fused`.
     """
 
     model_type = "bertnas-student"
@@ -140,6 +207,7 @@ class StudentConfig(PretrainedConfig):
         token_weights: bool = False,
         static_path: bool = False,
         sep_token_id: int | None = None,
+        fused: bool = False,
         **kwargs: object,
     ) -> None:
         self.cells = list(cells)
@@ -156,6 +224,7 @@ class StudentConfig(PretrainedConfig):
         self.symmetric = symmetric
         self.token_weights = token_weights
         self.static_path = static_path
+        self.fused = fused
         super().__init__(pad_token_id=pad_token_id, sep_token_id=sep_token_id, **kwargs)
 
 
@@ -180,9 +249,11 @@ class StudentForSequenceClassification(PreTrainedModel):
         super().__init__(config)
         width = config.hidden_size if config.cells else config.embedding_size
         same = config.teacher_hidden_size == width
-        self.embeddings = Embeddings(config)
+        self.embeddings: Embeddings | FusedEmbeddings = FusedEmbeddings(config) if config.fused else Embeddings(config)
         self.links = nn.ModuleList(
-            nn.Identity() if same else nn.Linear(config.teacher_hidden_size if block == 0 else width, width)
+            nn.Identity()
+            if same or (config.fused and block == 0)
+            else nn.Linear(config.teacher_hidden_size if block == 0 else width, width)
             for block in range(len(config.cells))
         )
         self.cells = nn.ModuleList(
@@ -277,8 +348,8 @@ class StudentForSequenceClassification(PreTrainedModel):
         self, input_ids: Tensor, mask: Tensor, token_type_ids: Tensor | None, second: Tensor | None, first: int
     ) -> tuple[Side, tuple[Tensor, ...]]:
         """What goes into the head, and the hidden state at every block's exit."""
-        words, exits = self.embeddings.word(input_ids), []
-        x = self.embeddings(words, token_type_ids, first) if self.config.cells else words
+        words, x = self.embeddings(input_ids, token_type_ids, first)
+        exits = []
         for link, body in zip(self.links, self.cells, strict=True):
             x = body(link(x), mask, second)
             exits.append(x)
@@ -304,10 +375,14 @@ class StudentForSequenceClassification(PreTrainedModel):
 
     @torch.no_grad()
     def fused(self) -> "StudentForSequenceClassification":
-        """The same student with fewer blocks: of those without a layer, whose maps follow one another, one is made.
+        """The same student for use: it answers the same but for rounding, with less work, and is not meant to learn.
 
-        What it answers is the same but for rounding; hidden states come at the exits of its own blocks.
+        Of blocks without a layer, whose maps follow one another, one is made, so hidden states come at the exits of the
+        blocks that are left; the map into the first becomes part of the embeddings, see :class:`FusedEmbeddings`.
         """
+        embeddings = self.embeddings
+        if isinstance(embeddings, FusedEmbeddings) or not self.cells:
+            return self
         kept: list[tuple[int, nn.Module]] = []  # blocks, each with the map into it
         before: list[nn.Linear] = []
         for number, (link, one) in enumerate(zip(self.links, self.config.cells, strict=True)):
@@ -315,16 +390,20 @@ class StudentForSequenceClassification(PreTrainedModel):
             if one["depth"] or number + 1 == len(self.cells):
                 kept.append((number, _product(before)))
                 before = []
-        if len(kept) == len(self.cells):
+        expands = isinstance(embeddings.expand, nn.Linear)
+        if len(kept) == len(self.cells) and not expands:
             return self
-        config = StudentConfig(**{**self.config.to_dict(), "cells": [self.config.cells[number] for number, _ in kept]})
-        fused = type(self)(config)
-        whole = ("links.", "cells.")
+        cells = [self.config.cells[number] for number, _ in kept]
+        fused = type(self)(StudentConfig(**{**self.config.to_dict(), "cells": cells, "fused": expands}))
+        whole = ("links.", "cells.", *(["embeddings."] if expands else []))
         rest = {name: value for name, value in self.state_dict().items() if not name.startswith(whole)}
         fused.load_state_dict(rest, strict=False)
         for body, link, (number, product) in zip(fused.cells, fused.links, kept, strict=True):
             body.load_state_dict(self.cells[number].state_dict())
-            link.load_state_dict(product.state_dict())
+            if link is fused.links[0] and isinstance(fused.embeddings, FusedEmbeddings):
+                fused.embeddings.take(embeddings, product)
+            else:
+                link.load_state_dict(product.state_dict())
         return fused.train(self.training)
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.student.start import Start
 from search_space.cells import Cell
 from search_space.heads import HEADS, split_pairs
-from search_space.student import StudentConfig, StudentForSequenceClassification
+from search_space.student import Embeddings, StudentConfig, StudentForSequenceClassification
 
 _SMOOTH = 1e-3
 _ENCODINGS: tuple[Literal["joint", "separate"], ...] = ("joint", "separate")
@@ -86,6 +86,7 @@ def new_student(
     student = StudentForSequenceClassification(config)
     kind = settings.embedding_start if settings.embedding_start != "auto" else "input" if candidates else "output"
     pieces = None if kind == "input" or start.pieces is None else torch.from_numpy(start.pieces).float()
+    assert isinstance(student.embeddings, Embeddings)
     student.embeddings.start_from(**vars(start.embeddings), pieces=pieces)
     if student.token_weight is not None and start.counts is not None:
         student.token_weight.weight.data[:, 0] = torch.from_numpy(inverse_frequency(start.counts))
@@ -127,7 +128,7 @@ def check_chain(student: StudentForSequenceClassification, cells: Sequence[Cell]
     separate = student.config.encoding == "separate"
     if separate:
         ids, mask = split_pairs(mask, second, ids)
-    hidden = student.embeddings(student.embeddings.word(ids), None if separate else types, first=int(separate))
+    _, hidden = student.embeddings(ids, None if separate else types, first=int(separate))
     for cell in cells:
         hidden = cell(hidden, mask, None if separate else second)
     exits = student.eval()(**model_inputs(student, batch), output_hidden_states=True).hidden_states

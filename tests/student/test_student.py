@@ -143,7 +143,7 @@ def test_embeddings_start_as_the_teachers(shape: PretrainedConfig) -> None:
         embeddings = new_student(settings, start, [chain("zero")]).embeddings
         with torch.no_grad():
             live = teacher.base_model(ids, output_hidden_states=True).hidden_states[0]
-            differences.append(float((embeddings(embeddings.word(ids)) - live).abs().mean()))
+            differences.append(float((embeddings(ids)[1] - live).abs().mean()))
     assert differences[0] > differences[1] > differences[2] and differences[2] < 1e-6
 
 
@@ -163,10 +163,19 @@ def test_a_text_too_long_is_refused_with_the_remedy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("depths", "left"),
-    [((1, 0, 1), (1, 1)), ((0, 0, 1), (1,)), ((1, 0, 0), (1, 0)), ((0, 0, 0), (0,)), ((1, 1, 1), (1, 1, 1))],
+    ("depths", "left", "rank", "width"),
+    [
+        ((1, 0, 1), (1, 1), 8, 16),
+        ((0, 0, 1), (1,), 8, 16),
+        ((1, 0, 0), (1, 0), 32, 16),  # nothing to expand
+        ((0, 0, 0), (0,), 8, 16),
+        ((1, 1, 1), (1, 1, 1), 8, 32),  # no map between the blocks
+    ],
 )
-def test_blocks_without_a_layer_fuse(depths: tuple[int, ...], left: tuple[int, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("head", "encoding"), [("pool", "joint"), ("align", "joint"), ("compare", "separate")])
+def test_what_a_student_is_fused_to_answers_the_same(
+    depths: tuple[int, ...], left: tuple[int, ...], rank: int, width: int, head: str, encoding: str, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     cells = [
         {"space": "layers", "depth": 1, "architecture": {"layer_0": "convolution_3"}} if depth
@@ -174,19 +183,22 @@ def test_blocks_without_a_layer_fuse(depths: tuple[int, ...], left: tuple[int, .
         for depth in depths
     ]  # fmt: skip
     config = StudentConfig(
-        cells=cells, hidden_size=16, teacher_hidden_size=32, embedding_size=8, vocab_size=100, token_weights=True,
-        static_path=True, max_position_embeddings=20, num_labels=3,
+        cells=cells, hidden_size=width, teacher_hidden_size=32, embedding_size=rank, vocab_size=100, token_weights=True,
+        static_path=True, max_position_embeddings=20, num_labels=3, head=head, encoding=encoding,
     )  # fmt: skip
     student, one = StudentForSequenceClassification(config).eval(), batch()
-    for module in student.modules():
-        if isinstance(module, torch.nn.Linear) and module.bias is not None:
-            torch.nn.init.normal_(module.bias)
+    for name, parameter in student.named_parameters():
+        if parameter.ndim == 1:  # all biases, and the norms' weights
+            torch.nn.init.normal_(parameter, mean=float("norm.weight" in name), std=0.3)
     fused = student.fused()
     assert tuple(cell["depth"] for cell in fused.config.cells) == left and not fused.training
+    assert fused.config.fused is (rank < 32)
+    types = torch.arange(one.input_ids.shape[1]).ge(2).long().expand_as(one.input_ids)
     with torch.no_grad():
-        expected, found = student(one.input_ids, one.mask).logits, fused(one.input_ids, one.mask).logits
+        expected = student(one.input_ids, one.mask, types).logits
+        found = fused(one.input_ids, one.mask, types).logits
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     fused.save_pretrained(tmp_path)
     again = StudentForSequenceClassification.from_pretrained(tmp_path).eval()
-    assert torch.equal(again(one.input_ids, one.mask).logits, found)
+    assert torch.equal(again(one.input_ids, one.mask, types).logits, found)
     assert fused.fused() is fused
