@@ -49,6 +49,8 @@ class CustomSettings:
     # multi_label: a row has any number of labels: a list, or a text with label_separator between them
     kind: Literal["classification", "regression", "multi_label"] = "classification"
     label_separator: Annotated[str, Field(min_length=1)] = ","
+    # multi_label: a column of 0 and 1 for every label, in place of label_column
+    label_columns: Annotated[list[str], Field(min_length=2)] | None = None
     labels: Annotated[list[str], Field(min_length=2)] | None = None  # names by number; null: those in train, sorted
     quotes: Literal["csv", "literal"] = "csv"  # literal: a quote in .csv and .tsv is part of the text
     # a key of METRICS; ranks. null: accuracy, for regression pearson_spearman, for multi_label micro_f1. f1 is that of
@@ -60,6 +62,9 @@ class CustomSettings:
     def _labels_fit(self) -> "CustomSettings":
         if self.labels is not None and (self.kind == "regression" or len(set(self.labels)) < len(self.labels)):
             raise ValueError(f"labels must differ, and be null for regression, got {self.labels}")
+        columns = self.label_columns
+        if columns is not None and (self.kind != "multi_label" or self.labels or len(set(columns)) < len(columns)):
+            raise ValueError(f"label_columns must differ, with kind multi_label and labels null, got {columns}")
         return self
 
 

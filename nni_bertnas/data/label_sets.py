@@ -5,7 +5,7 @@ has no labels at all is :data:`~nni_bertnas.data.rows.UNLABELLED`.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 from nni_bertnas.data.rows import label_text
 
 MOST = 62  # labels that fit into a whole number of 64 bits
+_MARKS = {"1": True, "true": True, "0": False, "false": False, "": False}
 
 
 def set_number(labels: Iterable[int]) -> int:
@@ -49,6 +50,22 @@ def read_set(value: Any, separator: str) -> list[str] | None:
         return None
     names = [label_text(one) for one in value]
     return None if None in names else list(dict.fromkeys(name for name in names if name))
+
+
+def read_marks(cells: Mapping[str, Any]) -> list[str] | str:
+    """The names of the columns that are marked, by 1 or true; by 0, false or nothing they are not.
+
+    Args:
+        cells: By name of the label.
+
+    Returns:
+        The names; a text: what is wrong.
+    """
+    marks = {name: label_text(cell) for name, cell in cells.items()}
+    for name, mark in marks.items():
+        if mark is None or mark.lower() not in _MARKS:
+            return f"{name} must be 0 or 1, got {cells[name]!r}"
+    return [name for name, mark in marks.items() if _MARKS[str(mark).lower()]]
 
 
 def strata(numbers: Sequence[float], count: int) -> list[int]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+OF_LABEL = "f1 of "  # before the name of one label of sets
 Numbers = Sequence[float] | np.ndarray
 
 
@@ -74,6 +75,11 @@ def matthews(labels: Numbers, predictions: Numbers) -> float:
 def micro_f1(labels: Numbers, predictions: Numbers) -> float:
     """F1 of all labels of all rows together, 0 to 1."""
     return _sklearn("f1_score", labels, predictions, average="micro", zero_division=0)
+
+
+def f1_by_label(labels: np.ndarray, predictions: np.ndarray) -> list[float]:
+    """F1 of every label of sets, both `(num_rows, num_labels)`, 0 to 1; 0 where it is neither there nor predicted."""
+    return [f1(labels[:, one], predictions[:, one]) for one in range(labels.shape[1])]
 
 
 def pearson(labels: Numbers, predictions: Numbers) -> float:

@@ -1,14 +1,15 @@
 """A task's rows, read from its source and split."""
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nni_bertnas.artifacts import fingerprint
 from nni_bertnas.config import TaskSettings, to_dict
-from nni_bertnas.data.label_sets import MOST, read_set, set_number, strata
+from nni_bertnas.data.label_sets import MOST, read_marks, read_set, set_number, strata
 from nni_bertnas.data.metrics import METRICS
+from nni_bertnas.data.readers import Record
 from nni_bertnas.data.rows import Rows, class_numbers, clean_rows, label_order, plain_label, score_numbers
 from nni_bertnas.data.sources import SOURCES
 from nni_bertnas.data.sources.source import Source
@@ -111,6 +112,8 @@ def read_splits(task: TaskSettings) -> tuple[tuple[str, ...], dict[str, Rows]]:
     found: dict[str, Rows] = {}
     for name, records in table.splits.items():
         skip = task.bad_rows == "skip"
+        if task.custom is not None and task.custom.label_columns:
+            records = _joined(records, task.custom.label_columns, spec.label)
         rows, values = clean_rows(records, table.texts, table.label, skip=skip, read=_set_reader(task))
         if not len(rows):
             raise ConfigError(f"task: the split {name} has no rows")
@@ -126,6 +129,21 @@ def read_splits(task: TaskSettings) -> tuple[tuple[str, ...], dict[str, Rows]]:
             labels = class_numbers(values, names, name, own=task.custom is not None, skip=skip)
         found[name] = _labelled(rows, labels, values)
     return names, found
+
+
+def _joined(records: Iterable[Record], columns: Sequence[str], label: str) -> Iterator[Record]:
+    """Records whose labels stand in a column each, with all of them in one."""
+    for record in records:
+        if record.problem:
+            yield record
+            continue
+        if missing := [name for name in columns if name not in record.values]:
+            raise ConfigError(f"{record.where}: no column {', '.join(missing)} (task.custom.label_columns)")
+        found = read_marks({name: record.values[name] for name in columns})
+        if isinstance(found, str):
+            yield replace(record, problem=found)
+        else:
+            yield replace(record, values={**record.values, label: found})
 
 
 def _set_reader(task: TaskSettings) -> Callable[[Any], list[str] | None] | None:

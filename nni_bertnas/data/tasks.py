@@ -198,7 +198,7 @@ def task_spec(task: TaskSettings) -> TaskSpec:
     return TaskSpec(
         texts=tuple(own.text_columns),
         label=own.label_column,
-        label_names=tuple(own.labels or ()),
+        label_names=tuple(own.labels or own.label_columns or ()),
         metrics=tuple(dict.fromkeys((metric, *_OWN_METRICS[own.kind]))),
         metric=metric,
         hub_splits={"train": "train", "dev": "validation", "test": "test"},

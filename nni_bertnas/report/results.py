@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from nni_bertnas.data.metrics import title
+from nni_bertnas.data.metrics import OF_LABEL, title
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.stages.run import Result, Run
 from nni_bertnas.stages.supernet import SEARCHED
@@ -181,7 +181,8 @@ def comparison(run: Run, result: Mapping[str, Any]) -> Table:
         table.add_column(column, justify="left" if not column else "right")
     teacher, student = result["teacher"], result["student"]
     splits = [key.removesuffix(f"_{metrics[0]}") for key in student if key.endswith(f"_{metrics[0]}")]
-    for split, metric in itertools.product(splits, metrics):
+    by_label = [f"{OF_LABEL}{name}" for name in labels] if run.task.multi_label else []
+    for split, metric in [*itertools.product(splits, metrics), *itertools.product(splits[-1:], by_label)]:
         pair = teacher[f"{split}_{metric}"] * 100, student[f"{split}_{metric}"] * 100
         table.add_row(
             f"{split} {title(metric, labels)}, %",

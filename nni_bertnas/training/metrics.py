@@ -1,14 +1,18 @@
 """From a model's logits to a task's metrics; what teacher and student share."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nni_bertnas.data.batches import Batch, model_inputs
 from nni_bertnas.data.label_sets import indicators
-from nni_bertnas.data.metrics import METRICS
+from nni_bertnas.data.metrics import METRICS, OF_LABEL, f1_by_label
 from nni_bertnas.data.tasks import TaskSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def predictions_of(logits: Tensor, *, sets: bool = False) -> Tensor:
@@ -41,17 +45,25 @@ class Scorer:
         truth = indicators(labels.cpu(), logits.shape[1]) if sets else labels.cpu()
         self._seen.append((predictions_of(logits, sets=sets).cpu(), truth))
 
-    def scores(self) -> dict[str, float]:
-        """Every metric of the task over all that was added since the last call."""
+    def scores(self, label_names: Sequence[str] = ()) -> dict[str, float]:
+        """Every metric of the task over all that was added since the last call.
+
+        Args:
+            label_names: Of sets, for the F1 of each, `f1 of NAME`.
+        """
         predictions, labels = (torch.cat(part).numpy() for part in zip(*self._seen, strict=True))
         self._seen.clear()
-        return {name: METRICS[name].compute(labels, predictions) for name in self.spec.metrics}
+        found = {name: METRICS[name].compute(labels, predictions) for name in self.spec.metrics}
+        if self.spec.multi_label and label_names:
+            of_labels = zip(label_names, f1_by_label(labels, predictions), strict=True)
+            found |= {f"{OF_LABEL}{name}": value for name, value in of_labels}
+        return found
 
 
 @torch.inference_mode()
-def evaluate_classifier(model: nn.Module, loader: Iterable[Batch], spec: TaskSpec) -> dict[str, float]:
-    """The metrics of a Hugging Face classifier in eval mode over batches of token ids, token types, mask, labels."""
+def evaluate_classifier(model: "PreTrainedModel", loader: Iterable[Batch], spec: TaskSpec) -> dict[str, float]:
+    """The metrics of a classifier in eval mode over batches of token ids, token types, mask, labels."""
     scorer = Scorer(spec)
     for batch in loader:
         scorer.add(model(**model_inputs(model, batch)).logits, batch.labels)
-    return scorer.scores()
+    return scorer.scores(list(model.config.id2label.values()))

@@ -69,6 +69,31 @@ def test_files_of_sets(ending: str, tmp_path: Path) -> None:
     assert all({0b100, 0b001} & set(part.labels) for part in data.splits.values())
 
 
+def test_files_with_a_column_for_every_label(tmp_path: Path) -> None:
+    marks = {True: ["1", "1.0", "true", "True"], False: ["0", "0.0", "false", ""]}
+    lines = ["text,joy,anger,fear"]
+    for number in range(100):
+        cells = [marks[name in SETS[number % 5]][number % 4] for name in ("joy", "anger", "fear")]
+        lines.append(f"text {number},{','.join(cells)}")
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    columns = ["joy", "anger", "fear"]
+    data = load_task(task(str(tmp_path / "a.csv"), label_columns=columns))
+    assert data.label_names == ("joy", "anger", "fear")
+    found = {text: label for part in data.splits.values() for text, label in zip(part.texts, part.labels, strict=True)}
+    assert [found[f"text {number}"] for number in range(5)] == [0b001, 0b010, 0, 0b111, 0b101]
+    (tmp_path / "a.csv").write_text("\n".join([*lines[:3], "text x,1,maybe,0", *lines[3:]]))
+    with pytest.raises(ConfigError, match=r"a.csv:4: anger must be 0 or 1, got 'maybe'; mend the row"):
+        load_task(task(str(tmp_path / "a.csv"), label_columns=columns))
+    assert (
+        sum(map(len, load_task(task(str(tmp_path / "a.csv"), label_columns=columns, bad_rows="skip")).splits.values()))
+        == 100
+    )
+    with pytest.raises(ConfigError, match=r"a.csv:2: no column awe \(task.custom.label_columns\)"):
+        load_task(task(str(tmp_path / "a.csv"), label_columns=["joy", "awe"]))
+    with pytest.raises(ValueError, match="label_columns must differ, with kind multi_label"):
+        CustomSettings(train="a.csv", text_columns=["text"], label_columns=columns)
+
+
 def test_what_is_no_set(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [{"text": f"text {number}", "label": SETS[number % 5]} for number in range(100)]
     rows[3]["label"] = {"joy": 1}
@@ -111,6 +136,9 @@ def test_metrics_and_losses_of_sets(tmp_path: Path) -> None:
         "exact_match": np.mean((said == truth.numpy()).all(1)),
     }
     assert scorer.scores() == pytest.approx(naive)
+    scorer.add(logits, labels)
+    own = {f"f1 of {name}": f1_score(truth[:, one], said[:, one], zero_division=0) for one, name in enumerate("abc")}
+    assert scorer.scores("abc") == pytest.approx(naive | own)
     known = labels.clone()
     known[::4] = UNLABELLED
     rows = known != UNLABELLED

@@ -23,11 +23,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny import WORDS, tiny_study_fields, write_tiny_model
 
-from nni_bertnas.config import CustomSettings, Study, TaskSettings, to_yaml
+from nni_bertnas.config import CustomSettings, Study, TaskSettings, TransferSettings, to_yaml
 from nni_bertnas.data.models import load_classifier
 from nni_bertnas.data.readers import read_records
 from nni_bertnas.data.rows import Rows
 from nni_bertnas.data.task_data import read_splits
+from nni_bertnas.data.transfer import load_transfer
 from nni_bertnas.deploy.copies import write_copy
 from nni_bertnas.deploy.predict import load_predictor
 from nni_bertnas.errors import BertnasError
@@ -214,6 +215,31 @@ def test_files_of_noise(content: bytes, name: str, headed: bool) -> None:
         except BertnasError:
             return
         assert len(names) >= 2 and len(rows) == len(rows.labels) and all(text.strip() for text in rows.texts)
+
+
+lines = st.one_of(cells, st.sampled_from([" ", "\x85", "\u2028", "a b", "c", '"', "\t", "{}"])).map(
+    lambda text: text.replace("\n", " ")
+)
+
+
+@given(st.lists(lines, min_size=1, max_size=12), st.booleans(), st.sampled_from(["\n", "\r\n"]))
+@fuzz
+def test_files_without_labels(found: list[str], plain_text: bool, end: str) -> None:
+    task, known = TaskSettings(name="sst2", source="glue"), {"train": Rows(["a b", "é"], [0, 1])}
+    expected = [text for text in dict.fromkeys(one.strip() for one in found) if text and text not in ("a b", "é")]
+    with tempfile.TemporaryDirectory() as folder:
+        if plain_text:
+            path, content = Path(folder) / "a.txt", end.join(found)
+        else:
+            path, content = Path(folder) / "a.jsonl", "\n".join(json.dumps({"sentence": one}) for one in found)
+        path.write_bytes(content.encode())
+        settings = TransferSettings(files=[str(path)])
+        try:
+            rows = [text for part in load_transfer(settings, task, known) for text in part.texts]
+        except BertnasError as error:
+            assert "sentence is empty" in str(error) and not plain_text and not all(one.strip() for one in found)
+            return
+        assert rows == expected
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from nni_bertnas.data.label_sets import members
 from nni_bertnas.deploy.predict import load_predictor, predict_file
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.report.data import _examples, show_data
+from nni_bertnas.report.results import show
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure
 from nni_bertnas.study_files import parse_study
@@ -61,7 +62,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_teacher_and_student_learn_the_sets(finished: Run) -> None:
     teacher, result = finished.read("teacher"), finished.read("supernet", SEED)
-    assert set(teacher["test"]) == {"micro_f1", "macro_f1", "exact_match"}
+    own = [f"f1 of {name}" for name in NAMES]
+    assert set(teacher["test"]) == {"micro_f1", "macro_f1", "exact_match", *own}
+    assert np.mean([teacher["test"][name] for name in own]) == pytest.approx(teacher["test"]["macro_f1"])
+    console = Console(record=True, width=120)
+    show(finished, console)
+    shown = console.export_text()
+    for name in own:
+        figures = [f"{100 * one[f'test_{name}']:.2f}" for one in (result["teacher"], result["student"])]
+        assert re.search(rf"test {name}, %.*{figures[0]}.*{figures[1]}", shown)
     assert teacher["test"]["micro_f1"] > 0.75  # where all labels always are said it is 0.57
     assert result["student"]["test_micro_f1"] > teacher["test"]["micro_f1"] - 0.1
     for folder in (finished.folder("teacher"), finished.folder("supernet", SEED) / "student"):
