@@ -277,7 +277,7 @@ class BlockSettings(TrainingSettings):
 
     optimizer: str = "muon"  # a key of OPTIMIZERS; muon: AdamW for what is no matrix
     batch_size: Positive = 64  # rows
-    candidates: Positive = 3  # per block, over all depths
+    candidates: Positive = 5  # per block, over all depths
     no_layer: bool = True  # a cell without any layer is a candidate more, as layers have to earn their latency
     # from random layers, or the cell phase's weights; auto: fresh where the search saw less than half of train
     start: Literal["auto", "fresh", "cell"] = "auto"
