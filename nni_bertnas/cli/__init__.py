@@ -87,6 +87,14 @@ COMMANDS: dict[str, Command] = {
             "--draw": {"type": Path, "metavar": "FILE", "help": "draw it, .png or .svg (extra plots)"},
         },
     ),
+    "profile": Command(
+        "profile",
+        "measure what students of a study are made of on this machine, for all studies beside it; trains nothing",
+        {
+            **_STUDY,
+            "--batch": {"type": int, "nargs": "+", "default": [1], "metavar": "N", "help": "rows a pass (default: 1)"},
+        },
+    ),
     "report": Command("report", "teacher against student, once more", _STUDY),
     "predict": Command(
         "predict",

@@ -7,10 +7,18 @@ from pathlib import Path
 from nni_bertnas.artifacts import fingerprint
 from nni_bertnas.config import to_dict
 from nni_bertnas.errors import PhaseError
-from nni_bertnas.stages.cells import describe, general_cells, metrics, read_candidates, starts_fresh, starts_general
+from nni_bertnas.stages.cells import (
+    describe,
+    general_cells,
+    metrics,
+    read_candidates,
+    starts_fresh,
+    starts_general,
+    with_latencies,
+)
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, stage_fingerprint
-from nni_bertnas.student.candidates import Candidate, kind_of, no_layer, save_candidates, time_together
+from nni_bertnas.student.candidates import Candidate, kind_of, no_layer, save_candidates
 from nni_bertnas.tracking import Tracker
 from nni_bertnas.training.trainer import pl
 
@@ -67,9 +75,9 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     start, block, study = time.perf_counter(), unit["block"], run.study
     found = _cells(run, block)
     teacher_size, width = run.train.hidden_size, study.student.hidden_size
-    # Timed anew, as those of one depth were timed beside other trials than those of the next.
-    every = [one.fresh(teacher_size, width) for result in found.values() for one in read_candidates(result)]
-    chosen = choose(time_together(every, teacher_size, run.dev.lengths.tolist()), study.block.candidates)
+    # By the table, as those of one depth were timed beside other trials than those of the next.
+    every = [one for result in found.values() for one in read_candidates(result)]
+    chosen = [one.fresh(teacher_size, width) for one in choose(with_latencies(run, every), study.block.candidates)]
     plain = [no_layer().fresh(teacher_size, width)] if study.block.no_layer else []
     pl.seed_everything(run.seed(block), verbose=False)
     trainer = run.trainer(block, study.block, tracker, seed=run.seed(block))

@@ -16,6 +16,7 @@ from nni_bertnas.stages.run import Result, Run
 from nni_bertnas.store.reader import FeatureStore
 from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.student.cost import operation_costs
+from nni_bertnas.student.latency import cell_parts, model_part
 from nni_bertnas.tracking import Tracker
 from nni_bertnas.training.cells import CellTrainer
 from nni_bertnas.training.texts import TEXTS
@@ -116,6 +117,15 @@ def general_cells(run: Run, block: int, candidates: Sequence[Candidate]) -> list
             save_shared(fresh.trained.state_dict(), file)
         found.append(fresh)
     return found
+
+
+def with_latencies(run: Run, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates with the latencies of their bodies by the machine's table."""
+    width, sides = run.study.student.hidden_size, 1 + run.separate
+    parts = {str(number): cell_parts(one, width, sides=sides) for number, one in enumerate(candidates)}
+    parts["teacher"] = [model_part(run.load_teacher()[0], pairs=run.train.has_pairs)]
+    latency_ms = run.latencies.latency_ms(parts, run.latency_lengths)
+    return [replace(one, latency_ms=latency_ms[str(number)]) for number, one in enumerate(candidates)]
 
 
 def read_rankings(run: Run) -> list[Result]:

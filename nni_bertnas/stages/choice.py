@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf, nextafter
 
+from torch import nn
+
 from nni_bertnas.config import BudgetSettings
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.stages.cells import load_ranked
@@ -12,7 +14,8 @@ from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.students import StudentMaker
 from nni_bertnas.student.build import new_student
 from nni_bertnas.student.candidates import Candidate, kind_of, no_layer
-from nni_bertnas.student.cost import Call, cell_call, count_flops, count_params
+from nni_bertnas.student.cost import cell_call, count_flops, count_params
+from nni_bertnas.student.latency import GRID, LatencyTable, Part, cell_parts, link_part, model_part
 from nni_bertnas.student.selection import Combination, Cut, best, combine, nearest, other_than, unlike
 
 Chosen = tuple[Combination, list[Candidate]]
@@ -22,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Prices:
-    """What every candidate would add to a student, all measured in turns.
+    """What every candidate would add to a student.
 
     Attributes:
         blocks: Every block's candidates, without their cells.
@@ -39,16 +42,16 @@ class Prices:
 
     @classmethod
     def measure(cls, maker: StudentMaker, blocks: Sequence[Sequence[Candidate]]) -> "Prices":
-        """Of candidates with their cells.
+        """Of candidates with their cells; latencies by the machine's table.
 
         What was measured in trials that ran at the same time as others cannot be compared, and is not looked at.
         """
-        calls, counted, base = _costs(maker, blocks)
+        parts, counted, base = _costs(maker, blocks)
         bare = tuple(next((n for n, one in enumerate(block) if not one.depth), -1) for block in blocks)
         if -1 not in bare:
             student = maker.new_student([block[n] for block, n in zip(blocks, bare, strict=True)]).fused()
-            calls["bag"] = maker.call(student)
-        latency_ms = maker.latency_ms(calls)
+            parts["bag"] = [maker.part(student)]
+        latency_ms = maker.run.latencies.latency_ms(parts, maker.lengths)
         timed = [
             [replace(one, latency_ms=latency_ms[f"{block}.{index}"]) for index, one in enumerate(candidates)]
             for block, candidates in enumerate(counted)
@@ -59,7 +62,7 @@ class Prices:
             bag = replace(
                 combine(timed, base, bare),
                 num_params=count_params(student),
-                num_flops=count_flops(calls["bag"], maker.middle),
+                num_flops=count_flops(maker.call(student), maker.middle),
                 latency_ms=latency_ms["bag"],
             )
         return cls(blocks=timed, base=base, teacher_ms=latency_ms["teacher"], bag=bag)
@@ -155,7 +158,7 @@ def choose(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]], count: in
     Raises:
         PhaseError: Nothing fits; with the nearest that can be, limit by limit.
     """
-    budget, prices = maker.run.study.supernet.budget, Prices.measure(maker, blocks)
+    budget, prices, table = maker.run.study.supernet.budget, Prices.measure(maker, blocks), maker.run.latencies
     kinds = [[kind_of(one.architecture) for one in candidates] for candidates in blocks]
     correction = 1.0  # measured over estimated, learnt from the combinations that turned out too slow
     found: list[Chosen] = []
@@ -167,10 +170,9 @@ def choose(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]], count: in
             if combination is None:
                 break
             picked = [candidates[index] for candidates, index in zip(blocks, combination.choice, strict=True)]
-            calls = {"teacher": maker.call(maker.teacher), "student": maker.call(maker.new_student(picked).fused())}
-            measured = maker.latency_ms(calls)
-            beside = replace(prices, teacher_ms=measured["teacher"]).limits(budget)
-            if measured["student"] <= beside.get("latency_ms", inf):
+            whole = {"teacher": [maker.part(maker.teacher)], "student": [maker.part(maker.new_student(picked).fused())]}
+            measured = table.latency_ms(whole, maker.lengths)
+            if not table.quiet or measured["student"] <= prices.limits(budget).get("latency_ms", inf):
                 found.append((combination, picked))
                 continue
             refused.append(other_than(combination.choice))
@@ -186,25 +188,58 @@ def choose(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]], count: in
 
 def _costs(
     maker: StudentMaker, blocks: Sequence[Sequence[Candidate]]
-) -> tuple[dict[str, Call], list[list[Candidate]], Candidate]:
-    """What can be timed, and what is counted.
+) -> tuple[dict[str, list[Part]], list[list[Candidate]], Candidate]:
+    """What is timed, and what is counted.
 
     Returns:
-        A forward pass of the teacher, of a student without cells, and of every cell; every block's candidates with what
-        they add; what the student without cells has.
+        Parts of the teacher, of a student without layers, and of every cell; every block's candidates with what they
+        add; what the student without layers has.
     """
-    lengths, width, middle = maker.lengths, maker.run.study.student.hidden_size, maker.middle
+    width, middle, sides = maker.run.study.student.hidden_size, maker.middle, 1 + (maker.shape.encoding == "separate")
     nothing = no_layer()
-    empty = new_student(maker.shape, maker.start_of_students, [nothing for _ in blocks])
-    calls = {"teacher": maker.call(maker.teacher), "base": maker.call(empty)}
+    empty = new_student(maker.shape, maker.start_of_students, [nothing for _ in blocks]).fused()
+    parts = {"teacher": [maker.part(maker.teacher)], "base": [maker.part(empty)]}
     costs: list[list[Candidate]] = [[] for _ in blocks]
     for block, candidates in enumerate(blocks):
         for index, one in enumerate(candidates):
-            body = one.trained.body
-            call = cell_call(body, width, lengths, sides=1 + (maker.shape.encoding == "separate"))
-            calls[f"{block}.{index}"] = call
-            costs[block].append(
-                replace(one, num_params=count_params(body), num_flops=count_flops(call, middle), cell=None)
-            )
-    base = replace(nothing, num_params=count_params(empty), num_flops=count_flops(calls["base"], middle))
-    return calls, costs, base
+            own, body = cell_parts(one, width, sides=sides), one.trained.body
+            call = cell_call(body, width, [middle], sides=sides)
+            num_params, num_flops = count_params(body), count_flops(call, middle)
+            # Behind a block with a layer a map leads into the next, but for the last; all other maps fuse.
+            if one.depth and block + 1 < len(blocks) and isinstance(one.trained.into, nn.Linear):
+                own.append(link_part(width, sides=sides))
+                num_params += width * width + width
+                num_flops += 2 * sides * -(-middle // sides) * width * width
+            parts[f"{block}.{index}"] = own
+            costs[block].append(replace(one, num_params=num_params, num_flops=num_flops, cell=None))
+    base = replace(nothing, num_params=count_params(empty), num_flops=count_flops(maker.call(empty), middle))
+    return parts, costs, base
+
+
+def profile(run: Run, batch: int) -> tuple[LatencyTable, dict[str, Part]]:
+    """Measure all that students of a study are made of, at all lengths that they read.
+
+    Args:
+        run: Of the study; its features are made.
+        batch: Rows of a pass.
+
+    Returns:
+        The table, and the parts by how they are called: the operations, and what every student has.
+    """
+    maker, width = StudentMaker(run, run.study.seed), run.study.student.hidden_size
+    table = LatencyTable(run.shared, threads=run.study.supernet.latency_threads, batch=batch)
+    sides, pairs = 1 + (maker.shape.encoding == "separate"), run.train.has_pairs
+    nothing, start = [no_layer() for _ in range(run.num_blocks)], maker.start_of_students
+    models = {
+        "teacher": maker.teacher,
+        "student without layers": new_student(maker.shape, start, nothing).fused(),
+        "student without cells": new_student(maker.shape, start, maker.layered(nothing)).fused(),
+    }
+    parts = {name: model_part(model, pairs=pairs, batch=batch) for name, model in models.items()}
+    parts["map between blocks"] = link_part(width, sides=sides, batch=batch)
+    for name in dict.fromkeys(name for space in run.spaces.values() for name in space.operation_names):
+        one = Candidate(space="sequential", depth=1, architecture={"layer_0": name})
+        parts[name] = cell_parts(one, width, sides=sides, batch=batch)[0]
+    grid = [length for length in GRID if length <= start.places] or [GRID[0]]
+    table.measure(list(parts.values()), grid, parts["teacher"])
+    return table, parts

@@ -20,6 +20,7 @@ from nni_bertnas.search.strategies import list_spaces
 from nni_bertnas.stages import built_on
 from nni_bertnas.store.reader import FeatureStore
 from nni_bertnas.student.build import list_shapes, resolve_shape
+from nni_bertnas.student.latency import LatencyTable
 from nni_bertnas.tracking import Channel, Tracker, Watcher, start_wandb
 from nni_bertnas.training.cells import CellTrainer
 from nni_bertnas.training.probes import Probes
@@ -35,6 +36,7 @@ Result = dict[str, Any]  # what `result.json` holds
 ANSWERS = "answers.npz"  # beside the features: how a siamese teacher's answers come out of them
 PROBES = "probes.npz"  # in the folder of the stage probes
 _SECONDS = "seconds.json"
+_LATENCY_ROWS = 60
 
 
 def unit_name(unit: Unit) -> str:
@@ -64,6 +66,17 @@ class Run:
     def shared(self) -> Path:
         """What all studies of a folder share, as it depends on no task."""
         return self.root.parent / ".shared"  # no study can have this name
+
+    @cached_property
+    def latencies(self) -> LatencyTable:
+        """What parts of students take on this machine, at batch 1; shared by all studies of a folder."""
+        return LatencyTable(self.shared, threads=self.study.supernet.latency_threads)
+
+    @property
+    def latency_lengths(self) -> list[int]:
+        """Of real rows, at which latencies are asked for."""
+        lengths: list[int] = self.dev.lengths[:_LATENCY_ROWS].tolist()
+        return lengths
 
     @property
     def nni(self) -> Path:

@@ -25,6 +25,7 @@ from nni_bertnas.store.reader import FeatureDataset, FeatureStore
 from nni_bertnas.student.build import check_chain, new_student
 from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.student.cost import Call, count_flops, count_params, measure_latency_ms, model_call
+from nni_bertnas.student.latency import Part, model_part
 from nni_bertnas.student.start import Start
 from nni_bertnas.tracking import Tracker
 from nni_bertnas.training.losses import LOSSES, Balance
@@ -41,8 +42,7 @@ _UNTOUCHED, _WEIGH = ("student.classifier", "student.pool"), "student.pool.weigh
 STUDENT = "student"  # folder of the saved model inside the result
 FIDELITY = "dev_logit_mse"  # how far a student's answers on dev are from the teacher's
 _JUDGED_ROWS = 20_000  # of an epoch where students are judged after a short training
-_LATENCY_ROWS = 60  # real rows whose lengths a latency is measured at,
-_LATENCY_REPEATS = 3  # each so often
+_LATENCY_REPEATS = 3  # how often every length is measured
 
 
 class StudentMaker:
@@ -61,7 +61,7 @@ class StudentMaker:
         self.start = time.perf_counter()
         pl.seed_everything(seed, verbose=False)
         self.teacher, self.tokenizer = run.load_teacher()
-        self.lengths = run.dev.lengths[:_LATENCY_ROWS].tolist() * _LATENCY_REPEATS
+        self.lengths = run.latency_lengths * _LATENCY_REPEATS
 
     @property
     def middle(self) -> int:
@@ -103,7 +103,7 @@ class StudentMaker:
 
     def new_student(self, candidates: Sequence[Candidate]) -> StudentForSequenceClassification:
         """A student of an architecture, its cells fresh; see :func:`~nni_bertnas.student.build.new_student`."""
-        return new_student(self.shape, self.start_of_students, self._layered(candidates))
+        return new_student(self.shape, self.start_of_students, self.layered(candidates))
 
     def call(self, model: nn.Module) -> Call:
         """A forward pass of teacher or student on such rows as the task has."""
@@ -112,6 +112,10 @@ class StudentMaker:
     def latency_ms(self, calls: Mapping[str, Any]) -> dict[str, float]:
         """Of every call, measured in turns."""
         return measure_latency_ms(calls, self.lengths, threads=self.run.study.supernet.latency_threads)
+
+    def part(self, model: Any) -> Part:
+        """Teacher or student as a part of the table of latencies."""
+        return model_part(model, pairs=self.run.train.has_pairs)
 
     @cached_property
     def dev_loader(self) -> Any:
@@ -173,7 +177,7 @@ class StudentMaker:
     ) -> tuple[StudentForSequenceClassification, dict[str, Any]]:
         run, study = self.run, self.run.study
         pl.seed_everything(self.seed, verbose=False)
-        metric, cells = f"dev_{run.task.metric}", [one.trained for one in self._layered(candidates)]
+        metric, cells = f"dev_{run.task.metric}", [one.trained for one in self.layered(candidates)]
         student = self.new_student(candidates)
         student.load_cells(cells)
         difference = check_chain(student, cells, next(iter(self.dev_loader)))
@@ -227,7 +231,7 @@ class StudentMaker:
             "general_seconds": general_seconds,
         }
 
-    def _layered(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+    def layered(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
         """The candidates; none where none has a layer and the word pieces' vectors lead past them."""
         return candidates if any(one.depth for one in candidates) or not self.shape.static_path else ()
 

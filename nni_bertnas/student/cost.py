@@ -20,16 +20,17 @@ def count_params(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def cell_call(cell: nn.Module, size: int, lengths: Sequence[int], *, sides: int = 1) -> Call:
-    """One forward pass of one row by length of what takes `(sides, seq, size)` and a mask; inputs made beforehand.
+def cell_call(cell: nn.Module, size: int, lengths: Sequence[int], *, sides: int = 1, batch: int = 1) -> Call:
+    """One forward pass by length of what takes `(sides * batch, seq, size)` and a mask; inputs made beforehand.
 
     Args:
         cell: In eval mode.
         size: Width.
         lengths: Of the rows.
         sides: 2 where the two texts of a row are sequences of their own, each half as long.
+        batch: Rows of a pass.
     """
-    shapes = {n: (sides, -(-n // sides)) for n in set(lengths)}
+    shapes = {n: (sides * batch, -(-n // sides)) for n in set(lengths)}
     inputs = {n: (torch.randn(*shape, size), torch.ones(shape, dtype=torch.bool)) for n, shape in shapes.items()}
     return lambda length: cell(*inputs[length])
 
@@ -52,20 +53,22 @@ def operation_costs(names: Sequence[str], hidden_size: int, kind: str, length: i
     return measure_latency_ms(calls, [length] * 30)
 
 
-def model_call(model: nn.Module, lengths: Sequence[int], *, pairs: bool = False) -> Call:
-    """One forward pass of a Hugging Face classifier at batch 1 by length, inputs made beforehand.
+def model_call(model: nn.Module, lengths: Sequence[int], *, pairs: bool = False, batch: int = 1) -> Call:
+    """One forward pass of a Hugging Face classifier by length, inputs made beforehand.
 
     Args:
         model: The classifier.
         lengths: Real sequence lengths.
         pairs: Whether the second half of the sequence is a second text.
+        batch: Rows of a pass.
     """
     inputs = {}
     for n in set(lengths):
-        types = torch.zeros(1, n, dtype=torch.long)
+        types = torch.zeros(batch, n, dtype=torch.long)
         types[:, n // 2 :] = int(pairs)
-        batch = Batch(input_ids=torch.full((1, n), 5), mask=torch.ones(1, n, dtype=torch.bool), token_type_ids=types)
-        inputs[n] = model_inputs(model, batch)
+        mask = torch.ones(batch, n, dtype=torch.bool)
+        rows = Batch(input_ids=torch.full((batch, n), 5), mask=mask, token_type_ids=types)
+        inputs[n] = model_inputs(model, rows)
     return lambda length: model(**inputs[length])
 
 

@@ -1,6 +1,7 @@
 """What a finished block phase answers: budgets, fronts, without searching again."""
 
 import itertools
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +10,14 @@ from tiny import all_units, chain, tiny_run
 
 from nni_bertnas.cli import main
 from nni_bertnas.config import BudgetSettings, to_yaml
+from nni_bertnas.stages.cells import load_ranked
 from nni_bertnas.stages.choice import Prices
 from nni_bertnas.stages.run import Run
+from nni_bertnas.stages.students import StudentMaker
 from nni_bertnas.student import COSTS
 from nni_bertnas.student.candidates import Candidate, no_layer
+from nni_bertnas.student.cost import count_flops, count_params
+from nni_bertnas.student.latency import OtherWork
 from nni_bertnas.student.selection import Combination, combine
 
 
@@ -90,7 +95,7 @@ def searched(built_copy: Path) -> Run:
 
 
 def test_select_and_front_print_what_can_be_had(
-    searched: Run, built_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    searched: Run, built_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = str(built_copy / "study.yml")
     assert main(["select", study, "--top", "3", "--differ", "2"]) == 0
@@ -106,3 +111,26 @@ def test_select_and_front_print_what_can_be_had(
     assert "no layer | no layer" in capsys.readouterr().out
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
     assert main(["front", study, "--draw", str(tmp_path / "front.gif")]) == 2
+    with monkeypatch.context() as changed:
+        changed.setattr(OtherWork, "cores", lambda self: 1000.0)
+        assert main(["profile", study, "--batch", "3"]) == 1
+    assert "nothing was kept" in capsys.readouterr().err
+    monkeypatch.setattr(OtherWork, "cores", lambda self: 0.0)
+    assert main(["profile", study, "--batch", "1", "2"]) == 0
+    text = capsys.readouterr().out
+    for name in ("teacher", "student without layers", "map between blocks", *searched.spaces[1].operation_names):
+        assert len(re.findall(rf"^\W+{name} +(\W+[\d.]+ ){{4}}\W*$", text, re.M)) == 2
+    assert len(list(searched.shared.glob("latency-*.json"))) == 2
+    assert main(["profile", study, "--batch", "0"]) == 2
+
+
+def test_what_is_counted_is_what_a_student_has(searched: Run) -> None:
+    maker = StudentMaker(searched, 0)
+    ranked = load_ranked(searched)
+    prices = Prices.measure(maker, ranked)
+    assert prices.bag is not None
+    for choice in itertools.product(*(range(len(block)) for block in ranked)):
+        student = maker.new_student([block[n] for block, n in zip(ranked, choice, strict=True)]).fused()
+        counted = prices.bag if choice == prices.bag.choice else combine(prices.blocks, prices.base, choice)
+        assert counted.num_params == count_params(student)
+        assert counted.num_flops == count_flops(maker.call(student), maker.middle)

@@ -24,6 +24,7 @@ from nni_bertnas.stages.stage import check_unit, ensure, find, load, run_study, 
 from nni_bertnas.stages.students import StudentMaker
 from nni_bertnas.stages.supernet import choose as choose_students
 from nni_bertnas.student.candidates import Candidate, kind_of
+from nni_bertnas.student.latency import LatencyTable
 from nni_bertnas.study_files import parse_study
 from search_space.cells import spell
 from search_space.student import StudentForSequenceClassification
@@ -135,7 +136,7 @@ def test_finalists_are_within_the_budget_and_unlike_and_the_nearest_to_the_teach
     assert [one["score"] for one in result["finalists"]] == [combination.score for combination, _ in finalists]
 
 
-def test_cells_of_all_depths_are_timed_in_turns_before_they_are_chosen_from(
+def test_cells_of_all_depths_have_latencies_of_one_table_before_they_are_chosen_from(
     finished: tuple[Run, dict[str, Recorder]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Candidate] = []
@@ -144,8 +145,7 @@ def test_cells_of_all_depths_are_timed_in_turns_before_they_are_chosen_from(
         seen.extend(found)
         raise InterruptedError
 
-    times = "nni_bertnas.student.candidates.measure_latency_ms"
-    monkeypatch.setattr(times, lambda calls, lengths: dict.fromkeys(calls, 9.0))
+    monkeypatch.setattr(LatencyTable, "latency_ms", lambda self, parts, lengths: dict.fromkeys(parts, 9.0))
     monkeypatch.setattr("nni_bertnas.stages.block.choose", stop)
     run, recorders = finished
     with pytest.raises(InterruptedError):

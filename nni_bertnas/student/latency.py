@@ -1,0 +1,263 @@
+"""What parts of students take on this machine: measured once, in turns, kept in a file, and looked up after that."""
+
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+
+from nni_bertnas.artifacts import file_fingerprint, fingerprint, write_whole
+from nni_bertnas.machine import num_cores
+from nni_bertnas.student.candidates import Candidate
+from nni_bertnas.student.cost import Call, cell_call, measure_latency_ms, model_call
+from search_space import cells, heads, operations, student
+from search_space.cells import Sequential, build_body, find_space, spell
+from search_space.student import StudentConfig
+
+GRID = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # lengths that are measured, all others between them
+_PASSES = 30  # at every length
+_OTHERS = 0.125  # share of the machine that other work may take meanwhile
+_TEACHER = "teacher"
+_NO_COST = ("_name_or_path", "bertnas_task", "id2label", "label2id", "dropout", "problem_type", "transformers_version")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something whose latency is asked for.
+
+    Attributes:
+        name: Says exactly what is measured, so that it is known again.
+        make: Given lengths, its forward pass.
+    """
+
+    name: str
+    make: Callable[[Sequence[int]], Call] = field(compare=False)
+
+
+def model_part(model: Any, *, pairs: bool, batch: int = 1) -> Part:
+    """A whole classifier, teacher or student.
+
+    Args:
+        model: In eval mode.
+        pairs: Whether its rows are pairs of texts.
+        batch: Rows of a pass.
+    """
+    kind = "student" if isinstance(model.config, StudentConfig) else _TEACHER
+    shape = {name: value for name, value in model.config.to_dict().items() if name not in _NO_COST}
+    name = f"{kind} {fingerprint(shape, pairs)}"
+    return Part(name, lambda lengths: model_call(model, lengths, pairs=pairs, batch=batch))
+
+
+def cell_parts(one: Candidate, width: int, *, sides: int = 1, batch: int = 1) -> list[Part]:
+    """What a cell's body is made of: of layers one after another each, of a graph the whole.
+
+    Args:
+        one: The cell.
+        width: Of the body.
+        sides: 2 where the two texts of a row are sequences of their own, each half as long.
+        batch: Rows of a pass.
+    """
+
+    def part(space: str, architecture: Mapping[str, Any], depth: int) -> Part:
+        def make(lengths: Sequence[int]) -> Call:
+            body = build_body(space, architecture, depth, width).eval()
+            return cell_call(body, width, lengths, sides=sides, batch=batch)
+
+        return Part(f"{space}: {spell(architecture)}; {_shape(width, sides)}", make)
+
+    if issubclass(find_space(one.space), Sequential):
+        layers = (one.architecture[f"layer_{number}"] for number in range(one.depth))
+        return [part("sequential", {"layer_0": name}, 1) for name in layers]
+    return [part(one.space, one.architecture, one.depth)]
+
+
+def link_part(width: int, *, sides: int = 1, batch: int = 1) -> Part:
+    """The map between two blocks; see :func:`cell_parts`."""
+
+    def make(lengths: Sequence[int]) -> Call:
+        return cell_call(_Map(width), width, lengths, sides=sides, batch=batch)
+
+    return Part(f"map; {_shape(width, sides)}", make)
+
+
+class _Map(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Any:
+        return self.map(x)
+
+
+def _shape(width: int, sides: int) -> str:
+    return f"width {width}, {sides} side{'s' * (sides > 1)}"
+
+
+class LatencyTable:
+    """Milliseconds of one forward pass by part and length, of one machine, number of threads and size of batch.
+
+    A part that is not known is measured beside the teacher, in turns with all others that are not, and is scaled by
+    what the teacher takes now against what it took, as the speed of machines drifts. What was measured while other work
+    took more than an eighth of the machine is used, with a warning, and not kept.
+
+    Args:
+        folder: Takes one file per machine, threads and batch; studies share it.
+        threads: Of every pass.
+        batch: Rows of a pass.
+
+    Attributes:
+        path: The file.
+        quiet: Whether nothing else ran while the last parts were measured.
+    """
+
+    def __init__(self, folder: Path, *, threads: int = 1, batch: int = 1) -> None:
+        self.threads, self.batch = threads, batch
+        self.machine = describe_machine()
+        self.path = folder / f"latency-{fingerprint(self.machine, threads, batch)}.json"
+        self.quiet = True
+        self._known = self._read()
+        self._loose: dict[str, dict[int, float]] = {}  # beside other work
+
+    def _read(self) -> dict[str, dict[int, float]]:
+        try:
+            parts = json.loads(self.path.read_text(encoding="utf-8"))["parts"]
+            return {name: {int(n): float(ms) for n, ms in row.items()} for name, row in parts.items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            _log.warning("%s is damaged (%s) and is made anew", self.path, error)
+            return {}
+
+    def latency_ms(self, parts: Mapping[str, Sequence[Part]], lengths: Sequence[int]) -> dict[str, float]:
+        """Median over some lengths, of each the sum over its parts.
+
+        Args:
+            parts: By name; `teacher` is among them, one part.
+            lengths: Real sequence lengths.
+        """
+        grid = around(lengths)
+        self.measure([part for own in parts.values() for part in own], grid, parts[_TEACHER][0])
+        found = {}
+        for name, own in parts.items():
+            rows = [[self.at(part, length) for length in grid] for part in own]
+            total = np.sum(rows, axis=0) if rows else np.zeros(len(grid))
+            found[name] = float(median(np.interp(lengths, grid, total)))
+        return found
+
+    def at(self, part: Part, length: int) -> float:
+        """Milliseconds at a length of GRID that was measured."""
+        known = self._known.get(part.name, {})
+        return known[length] if length in known else self._loose[part.name][length]
+
+    def lengths(self, part: Part) -> list[int]:
+        """At which a part was measured."""
+        return sorted({*self._known.get(part.name, {}), *self._loose.get(part.name, {})})
+
+    def measure(self, parts: Sequence[Part], grid: Sequence[int], teacher: Part) -> None:
+        """Measure what is not known of some parts.
+
+        Args:
+            parts: To be known afterwards.
+            grid: Lengths out of GRID.
+            teacher: Beside which they are measured.
+        """
+        wanted = {part.name: part for part in (teacher, *parts)}
+        missing = {length: [name for name in wanted if length not in self._known.get(name, {})] for length in grid}
+        if not any(missing.values()):
+            return
+        watch = OtherWork()
+        found: dict[str, dict[int, float]] = {}
+        for length, names in missing.items():
+            if not names:
+                continue
+            calls = {name: wanted[name].make([length]) for name in {teacher.name: None, **dict.fromkeys(names)}}
+            times = measure_latency_ms(calls, [length] * _PASSES, threads=self.threads)
+            scale = self._known.get(teacher.name, {}).get(length, times[teacher.name]) / times[teacher.name]
+            for name in names:
+                found.setdefault(name, {})[length] = times[name] * scale
+        cores = watch.cores()
+        self.quiet = cores <= _OTHERS * (psutil.cpu_count() or 1)
+        if self.quiet:
+            self._keep(found)
+            return
+        _log.warning(
+            "other work took %.1f cores while latencies were measured: they are not kept, and may mislead; run bertnas "
+            "profile STUDY where nothing else runs",
+            cores,
+        )
+        for name, row in found.items():
+            self._loose.setdefault(name, {}).update(row)
+
+    def _keep(self, found: Mapping[str, Mapping[int, float]]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path.with_name(f".{self.path.name}.lock")):
+            for known in (self._read(), found):
+                for name, row in known.items():
+                    self._known[name] = {**self._known.get(name, {}), **row}
+            content = {"machine": self.machine, "threads": self.threads, "batch": self.batch, "parts": self._known}
+            write_whole(self.path, json.dumps(content, indent=1))
+
+
+def around(lengths: Sequence[int]) -> list[int]:
+    """The lengths of GRID between which all of some lie."""
+    least = max((one for one in GRID if one <= min(lengths)), default=GRID[0])
+    most = min((one for one in GRID if one >= max(lengths)), default=GRID[-1])
+    return [one for one in GRID if least <= one <= most]
+
+
+@cache
+def describe_machine() -> dict[str, Any]:
+    """What a latency depends on beside the model: the processor, torch, and the code of the search space."""
+    code = [file_fingerprint(Path(str(module.__file__))) for module in (operations, cells, heads, student)]
+    return {
+        "processor": _processor(),
+        "cores": num_cores(),
+        "system": platform.system(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "code": fingerprint(*code),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+class OtherWork:
+    """How much of the machine others take from now on."""
+
+    def __init__(self) -> None:
+        self._start, self._busy, self._own = time.monotonic(), _busy_seconds(), _own_seconds()
+
+    def cores(self) -> float:
+        """Cores' worth of others' work since the start; what a virtual machine is not given counts as others'."""
+        seconds = max(1e-3, time.monotonic() - self._start)
+        return max(0.0, (_busy_seconds() - self._busy) - (_own_seconds() - self._own)) / seconds
+
+
+def _busy_seconds() -> float:
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
+
+
+def _own_seconds() -> float:
+    own = os.times()
+    return own.user + own.system

@@ -1,0 +1,94 @@
+"""Latencies are measured once, kept, scaled to the teacher, and added up."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import chain
+
+from nni_bertnas.student import latency
+from nni_bertnas.student.candidates import Candidate
+from nni_bertnas.student.latency import LatencyTable, OtherWork, Part, around, cell_parts, link_part
+
+MS = {"teacher": 10.0, "a": 1.0, "b": 2.0}
+TEACHER, A, B = (Part(name, lambda lengths: lambda length: None) for name in MS)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A machine: how slow it is, what others take of it, and what was measured on it."""
+    state: dict[str, Any] = {"speed": 1.0, "others": 0.0, "seen": []}
+
+    def measure(calls: Mapping[str, Any], lengths: Sequence[int], *, threads: int) -> dict[str, float]:
+        state["seen"].append((sorted(calls), lengths[0], threads))
+        return {name: MS[name] * lengths[0] * state["speed"] for name in calls}
+
+    monkeypatch.setattr(latency, "measure_latency_ms", measure)
+    monkeypatch.setattr(OtherWork, "cores", lambda self: state["others"])
+    return state
+
+
+def test_sums_between_the_lengths_that_were_measured(tmp_path: Path, clock: dict[str, Any]) -> None:
+    table = LatencyTable(tmp_path)
+    parts = {"teacher": [TEACHER], "both": [A, B], "nothing": []}
+    assert table.latency_ms(parts, [20, 30, 44]) == {"teacher": 300.0, "both": 90.0, "nothing": 0.0}
+    assert [length for _, length, _ in clock["seen"]] == [16, 24, 32, 48] == around([20, 30, 44])
+
+
+def test_what_is_known_is_measured_by_nobody_again(tmp_path: Path, clock: dict[str, Any]) -> None:
+    LatencyTable(tmp_path, threads=2).latency_ms({"teacher": [TEACHER], "a": [A]}, [8])
+    again = LatencyTable(tmp_path, threads=2)
+    assert again.latency_ms({"teacher": [TEACHER], "a": [A]}, [8]) == {"teacher": 80.0, "a": 8.0}
+    assert clock["seen"] == [(["a", "teacher"], 8, 2)]
+    clock["speed"] = 3.0  # the machine has become slower
+    assert again.latency_ms({"teacher": [TEACHER], "a": [A], "b": [B]}, [8]) == {"teacher": 80.0, "a": 8.0, "b": 16.0}
+    assert clock["seen"][1:] == [(["b", "teacher"], 8, 2)]
+    content = json.loads(again.path.read_text())
+    assert content["parts"]["b"] == {"8": 16.0} and content["machine"]["cores"] > 0
+    assert not LatencyTable(tmp_path, threads=1).lengths(A) and not LatencyTable(tmp_path, batch=32).lengths(A)
+
+
+def test_a_damaged_file_is_made_anew(tmp_path: Path, clock: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    path = LatencyTable(tmp_path).path
+    for content in ("{", "[]", '{"parts": [1]}', '{"parts": {"a": {"8": "x"}}}'):
+        path.write_text(content)
+        table = LatencyTable(tmp_path)
+        assert f"{path} is damaged" in caplog.text
+        assert table.latency_ms({"teacher": [TEACHER]}, [8]) == {"teacher": 80.0}
+        caplog.clear()
+
+
+def test_beside_other_work_nothing_is_kept(
+    tmp_path: Path, clock: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    clock["others"] = 1000.0
+    table = LatencyTable(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert table.latency_ms({"teacher": [TEACHER], "a": [A]}, [8]) == {"teacher": 80.0, "a": 8.0}
+    assert not table.quiet and not table.path.exists() and "bertnas profile STUDY" in caplog.text
+    clock["others"] = 0.0
+    table.latency_ms({"teacher": [TEACHER], "a": [A]}, [8])
+    assert table.quiet and len(clock["seen"]) == 2
+
+
+def test_a_cell_is_the_sum_of_its_layers_and_a_graph_a_whole(tmp_path: Path) -> None:
+    first, second = cell_parts(chain("convolution_3", "attention_4"), 16, sides=2)
+    assert first != second and cell_parts(chain("attention_4"), 16, sides=2) == [second]
+    assert cell_parts(chain("attention_4"), 16)[0] != second != cell_parts(chain("attention_4"), 32, sides=2)[0]
+    architecture = {"layer_0": "convolution_3", "layer_1": "max_pool_3", "layer_1_input": [0], "layer_1_skip_0": "zero"}
+    graph = cell_parts(Candidate(space="textnas", depth=2, architecture=architecture), 16)
+    assert len(graph) == 1 and cell_parts(chain(), 16) == []
+    table = LatencyTable(tmp_path)
+    parts = {"teacher": [link_part(256)], "chain": [first, second], "graph": graph, "deep": [first] * 50}
+    found = table.latency_ms(parts, [20, 30])  # the real clock
+    assert 0 < found["chain"] < found["deep"] and found["graph"] > 0
+    assert np.isfinite(list(found.values())).all()
+
+
+def test_other_work_is_seen() -> None:
+    watch = OtherWork()
+    assert 0 <= watch.cores() < 10_000
