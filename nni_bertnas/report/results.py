@@ -193,8 +193,11 @@ def comparison(run: Run, result: Mapping[str, Any]) -> Table:
     for key, name, unit, digits in (
         ("num_params", "parameters, M", 1e6, 2),
         ("num_flops", "FLOPs at batch 1, M", 1e6, 1),
+        ("activation_bytes", "memory of activations at batch 1, MB", 1e6, 2),
         ("latency_ms", "latency at batch 1, ms", 1, 2),
     ):
+        if key not in student:  # of an older version
+            continue
         a, b = teacher[key] / unit, student[key] / unit
         table.add_row(name, f"{a:.{digits}f}", f"{b:.{digits}f}", f"1 / {a / b:.1f}")
     return table

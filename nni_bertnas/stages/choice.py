@@ -41,17 +41,25 @@ class Prices:
     bag: Combination | None = None
 
     @classmethod
-    def measure(cls, maker: StudentMaker, blocks: Sequence[Sequence[Candidate]]) -> "Prices":
-        """Of candidates with their cells; latencies by the machine's table.
+    def measure(
+        cls, maker: StudentMaker, blocks: Sequence[Sequence[Candidate]], table: LatencyTable | None = None
+    ) -> "Prices":
+        """Of candidates with their cells.
 
         What was measured in trials that ran at the same time as others cannot be compared, and is not looked at.
+
+        Args:
+            maker: Builds students.
+            blocks: Every block's candidates.
+            table: Of latencies; None: the machine's at batch 1.
         """
-        parts, counted, base = _costs(maker, blocks)
+        table = table or maker.run.latencies
+        parts, counted, base = _costs(maker, blocks, table.batch)
         bare = tuple(next((n for n, one in enumerate(block) if not one.depth), -1) for block in blocks)
         if -1 not in bare:
             student = maker.new_student([block[n] for block, n in zip(blocks, bare, strict=True)]).fused()
-            parts["bag"] = [maker.part(student)]
-        latency_ms = maker.run.latencies.latency_ms(parts, maker.lengths)
+            parts["bag"] = [maker.part(student, table.batch)]
+        latency_ms = table.latency_ms(parts, maker.lengths)
         timed = [
             [replace(one, latency_ms=latency_ms[f"{block}.{index}"]) for index, one in enumerate(candidates)]
             for block, candidates in enumerate(counted)
@@ -187,7 +195,7 @@ def choose(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]], count: in
 
 
 def _costs(
-    maker: StudentMaker, blocks: Sequence[Sequence[Candidate]]
+    maker: StudentMaker, blocks: Sequence[Sequence[Candidate]], batch: int
 ) -> tuple[dict[str, list[Part]], list[list[Candidate]], Candidate]:
     """What is timed, and what is counted.
 
@@ -198,16 +206,16 @@ def _costs(
     width, middle, sides = maker.run.study.student.hidden_size, maker.middle, 1 + (maker.shape.encoding == "separate")
     nothing = no_layer()
     empty = new_student(maker.shape, maker.start_of_students, [nothing for _ in blocks]).fused()
-    parts = {"teacher": [maker.part(maker.teacher)], "base": [maker.part(empty)]}
+    parts = {"teacher": [maker.part(maker.teacher, batch)], "base": [maker.part(empty, batch)]}
     costs: list[list[Candidate]] = [[] for _ in blocks]
     for block, candidates in enumerate(blocks):
         for index, one in enumerate(candidates):
-            own, body = cell_parts(one, width, sides=sides), one.trained.body
+            own, body = cell_parts(one, width, sides=sides, batch=batch), one.trained.body
             call = cell_call(body, width, [middle], sides=sides)
             num_params, num_flops = count_params(body), count_flops(call, middle)
             # Behind a block with a layer a map leads into the next, but for the last; all other maps fuse.
             if one.depth and block + 1 < len(blocks) and isinstance(one.trained.into, nn.Linear):
-                own.append(link_part(width, sides=sides))
+                own.append(link_part(width, sides=sides, batch=batch))
                 num_params += width * width + width
                 num_flops += 2 * sides * -(-middle // sides) * width * width
             parts[f"{block}.{index}"] = own

@@ -24,7 +24,14 @@ from nni_bertnas.stages.run import Result, Run
 from nni_bertnas.store.reader import FeatureDataset, FeatureStore
 from nni_bertnas.student.build import check_chain, new_student
 from nni_bertnas.student.candidates import Candidate
-from nni_bertnas.student.cost import Call, count_flops, count_params, measure_latency_ms, model_call
+from nni_bertnas.student.cost import (
+    Call,
+    count_activation_bytes,
+    count_flops,
+    count_params,
+    measure_latency_ms,
+    model_call,
+)
 from nni_bertnas.student.latency import Part, model_part
 from nni_bertnas.student.start import Start
 from nni_bertnas.tracking import Tracker
@@ -113,9 +120,9 @@ class StudentMaker:
         """Of every call, measured in turns."""
         return measure_latency_ms(calls, self.lengths, threads=self.run.study.supernet.latency_threads)
 
-    def part(self, model: Any) -> Part:
+    def part(self, model: Any, batch: int = 1) -> Part:
         """Teacher or student as a part of the table of latencies."""
-        return model_part(model, pairs=self.run.train.has_pairs)
+        return model_part(model, pairs=self.run.train.has_pairs, batch=batch)
 
     @cached_property
     def dev_loader(self) -> Any:
@@ -255,6 +262,7 @@ class StudentMaker:
                 **{f"{split}_{name}": value for split, one in scores[side].items() for name, value in one.items()},
                 "num_params": count_params(model),
                 "num_flops": count_flops(calls[side], self.middle),
+                "activation_bytes": count_activation_bytes(calls[side], self.middle),
                 "latency_ms": latency_ms[side],
             }
             for side, model in models.items()

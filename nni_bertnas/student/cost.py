@@ -2,11 +2,15 @@
 
 import statistics
 import time
+import weakref
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from nni_bertnas.data.batches import Batch, model_inputs
@@ -82,6 +86,50 @@ def count_flops(call: Call, length: int) -> int:
     with FlopCounterMode(display=False) as counter, nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
         call(length)
     return int(counter.get_total_flops())
+
+
+@torch.no_grad()
+def count_activation_bytes(call: Call, length: int) -> int:
+    """The most bytes that the tensors made in one pass take at one time; parameters and inputs are not among them.
+
+    Counted as torch makes and drops them, the work space inside of its kernels left out.
+    """
+    with _Tensors() as tensors:
+        call(length)
+    return tensors.most
+
+
+class _Tensors(TorchDispatchMode):
+    """Follows the memory of every tensor that an operation gives, views of one another once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._alive: Counter[int] = Counter()  # tensors by where their memory begins
+        self._given: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        given = {
+            one.untyped_storage().data_ptr() for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)
+        }
+        self._given |= given - self._alive.keys()
+        for one in tree_leaves(found):
+            if isinstance(one, torch.Tensor) and (place := one.untyped_storage().data_ptr()) not in self._given:
+                size = one.untyped_storage().nbytes()
+                self.now += size if not self._alive[place] else 0
+                self._alive[place] += 1
+                weakref.finalize(one, self._drop, place, size)
+        self.most = max(self.most, self.now)
+        return found
+
+    def _drop(self, place: int, size: int) -> None:
+        self._alive[place] -= 1
+        if not self._alive[place]:
+            del self._alive[place]
+            self.now -= size
 
 
 @torch.inference_mode()

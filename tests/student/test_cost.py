@@ -7,6 +7,7 @@ from tiny import chain_cell
 from nni_bertnas.student import cost
 from nni_bertnas.student.cost import (
     cell_call,
+    count_activation_bytes,
     count_flops,
     count_params,
     measure_latency_ms,
@@ -22,6 +23,18 @@ def test_flops_count_a_multiply_add_twice() -> None:
     attention = chain_cell("attention_4", teacher_size=8, hidden_size=8)
     assert count_flops(cell_call(attention, 8, [10]), 10) == 2 * (10 * 8 * 32 + 2 * 10 * 10 * 8)
     assert count_params(cell) == 3 * 8 * 8 + 8 + 16
+
+
+def test_activations_are_counted_while_they_live() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    rows = torch.randn(10, 8)
+
+    def call(length: int) -> torch.Tensor:
+        return model(rows.view(5, 16).view(10, 8))  # views of an input cost nothing
+
+    assert count_activation_bytes(call, 10) == 4 * (10 * 16 + 10 * 16)  # of the first map and of what follows it
+    wide = torch.nn.Linear(8, 100)
+    assert count_activation_bytes(lambda length: wide(rows).t()[:3], 10) == 4 * 10 * 100
 
 
 def test_latency_is_the_median_of_turns_of_passes_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
