@@ -279,6 +279,8 @@ class BlockSettings(TrainingSettings):
     batch_size: Positive = 64  # rows
     candidates: Positive = 5  # per block, over all depths
     no_layer: bool = True  # a cell without any layer is a candidate more, as layers have to earn their latency
+    # of dev, on which the teacher's outputs are compared with a candidate in place of its block; 0: they are not
+    replaced_rows: Natural = 1000
     # from random layers, or the cell phase's weights; auto: fresh where the search saw less than half of train
     start: Literal["auto", "fresh", "cell"] = "auto"
 
@@ -312,6 +314,9 @@ class SupernetSettings:
     last_epochs: Natural = 0  # after these, on train's own rows alone, at half the rates
     # the student is the running mean of its weights, each step forgotten after this share of all steps; 0: the last
     averaging: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # by which candidates are combined: local, the error of the hidden state at the block's exit; replaced, that of the
+    # teacher's outputs with the candidate in place of its block
+    score: Literal["local", "replaced"] = "local"
     # so many students of unlike cells within the budget are trained for a while, and the one goes on whose answers on
     # dev are nearest to the teacher's, as scores of single blocks say little of whole students; 1: the best by scores
     finalists: Positive = 4

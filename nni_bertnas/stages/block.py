@@ -15,6 +15,7 @@ from nni_bertnas.stages.cells import (
     starts_fresh,
     starts_general,
     with_latencies,
+    with_replaced,
 )
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, stage_fingerprint
@@ -92,7 +93,7 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     trained = trainer.train_on([*chosen, *plain], width, fresh=fresh)
     if not trained:
         raise PhaseError(f"every candidate of block {block} failed; see the log and lower block.learning_rate")
-    ranked = sorted(trained, key=lambda one: one.score)
+    ranked = with_replaced(run, block, sorted(trained, key=lambda one: one.score))
     return {
         "block": block,
         "seconds": time.perf_counter() - start,

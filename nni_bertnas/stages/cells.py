@@ -8,17 +8,20 @@ from safetensors.torch import load_file
 
 from nni_bertnas.artifacts import fingerprint
 from nni_bertnas.config import to_dict
+from nni_bertnas.data.batches import make_loader
 from nni_bertnas.errors import PhaseError
+from nni_bertnas.machine import best_device
 from nni_bertnas.search.search import Costs, Search
 from nni_bertnas.search.strategies import find_strategy
 from nni_bertnas.stages.general import general_folder, save_shared
 from nni_bertnas.stages.run import Result, Run
-from nni_bertnas.store.reader import FeatureStore
+from nni_bertnas.store.reader import FeatureDataset, FeatureStore
 from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.student.cost import operation_costs
 from nni_bertnas.student.latency import cell_parts, model_part
 from nni_bertnas.tracking import Tracker
 from nni_bertnas.training.cells import CellTrainer
+from nni_bertnas.training.replaced import replaced_errors
 from nni_bertnas.training.texts import TEXTS
 from nni_bertnas.training.trainer import pl
 from search_space.cells import spell
@@ -126,6 +129,23 @@ def with_latencies(run: Run, candidates: Sequence[Candidate]) -> list[Candidate]
     parts["teacher"] = [model_part(run.load_teacher()[0], pairs=run.train.has_pairs)]
     latency_ms = run.latencies.latency_ms(parts, run.latency_lengths)
     return [replace(one, latency_ms=latency_ms[str(number)]) for number, one in enumerate(candidates)]
+
+
+def with_replaced(run: Run, block: int, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The trained candidates of a block with their errors in place of it, where these are asked for."""
+    count = min(run.study.block.replaced_rows, len(run.dev))
+    if not count:
+        return list(candidates)
+    rows = np.random.default_rng(run.study.seed).permutation(len(run.dev))[:count]
+    batches = make_loader(FeatureDataset(run.dev, (), tokens=True, rows=rows), 64, shuffle=False)
+    model = (run.load_encoder() or run.load_teacher()[0]).to(best_device())
+    cells = [one.trained.eval().to(best_device()) for one in candidates]
+    errors = replaced_errors(model, run.edges[block : block + 2], cells, batches, separate=run.separate)
+    for cell in cells:
+        cell.cpu()
+    if errors is None:
+        return list(candidates)
+    return [replace(one, replaced=error) for one, error in zip(candidates, errors, strict=True)]
 
 
 def read_rankings(run: Run) -> list[Result]:

@@ -219,9 +219,26 @@ def _costs(
                 num_params += width * width + width
                 num_flops += 2 * sides * -(-middle // sides) * width * width
             parts[f"{block}.{index}"] = own
-            costs[block].append(replace(one, num_params=num_params, num_flops=num_flops, cell=None))
+            score = worth(maker.run, one)
+            costs[block].append(replace(one, score=score, num_params=num_params, num_flops=num_flops, cell=None))
     base = replace(nothing, num_params=count_params(empty), num_flops=count_flops(maker.call(empty), middle))
     return parts, costs, base
+
+
+def worth(run: Run, one: Candidate) -> float:
+    """The score by which candidates are combined.
+
+    Raises:
+        PhaseError: It was not measured.
+    """
+    if run.study.supernet.score == "local":
+        return one.score
+    if one.replaced is None:
+        raise PhaseError(
+            "supernet.score: the candidates have no replaced score; set block.replaced_rows above 0 and run the block "
+            "phase again, or set local (the layers of some teachers, as ALBERT, cannot be replaced)"
+        )
+    return one.replaced
 
 
 def profile(run: Run, batch: int) -> tuple[LatencyTable, dict[str, Part]]:

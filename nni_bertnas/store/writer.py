@@ -253,12 +253,31 @@ def run_models(
     if encoder is not None:
         output = encoder(**model_inputs(encoder, batch), output_hidden_states=True)
     states, masks = output.hidden_states, [first, second][:sides]
-    return logits, states, torch.cat([_mean(states[-1], mask) * _is_text(mask) for mask in masks], dim=1)
+    return logits, states, torch.cat([mean_vector(states[-1], mask) * _is_text(mask) for mask in masks], dim=1)
 
 
 def _is_text(mask: Tensor) -> Tensor:
     """Whether a mask, `(batch, seq)`, has more than the piece that ends a text, `(batch, 1)`."""
     return mask.sum(1, keepdim=True) > 1
+
+
+def read_alone(batch: Batch) -> tuple[Batch, Tensor]:
+    """The texts of pairs as sequences of their own, each with the piece that opens one.
+
+    Args:
+        batch: Of pairs, joint.
+
+    Returns:
+        `(2 * batch, 1 + side)`, and the mask without the piece that opens, `(2 * batch, side)`.
+    """
+    ids, types = batch.input_ids, batch.token_type_ids
+    assert ids is not None and types is not None
+    second = (types == 1) & batch.mask
+    sides, side_mask = split_pairs((types < 2) & batch.mask, second, ids)
+    opened = [torch.cat([part, value], dim=1) for part, value in (
+        (ids[:, :1].repeat(2, 1), sides), (torch.ones_like(side_mask[:, :1]), side_mask)
+    )]  # fmt: skip
+    return Batch(input_ids=opened[0], mask=opened[1], token_type_ids=torch.zeros_like(opened[0])), side_mask
 
 
 def read_separately(encoder: "PreTrainedModel", batch: Batch) -> tuple[list[Tensor], Tensor]:
@@ -271,16 +290,12 @@ def read_separately(encoder: "PreTrainedModel", batch: Batch) -> tuple[list[Tens
     Returns:
         As of :func:`run_models`.
     """
-    ids, types, mask = batch.input_ids, batch.token_type_ids, batch.mask
-    assert ids is not None and types is not None
+    types, mask = batch.token_type_ids, batch.mask
+    assert types is not None
     second, own = (types == 1) & mask, (types == 0) & mask
-    sides, side_mask = split_pairs(own | second, second, ids)
-    opened = [torch.cat([part, value], dim=1) for part, value in (
-        (ids[:, :1].repeat(2, 1), sides), (torch.ones_like(side_mask[:, :1]), side_mask)
-    )]  # fmt: skip
-    alone = Batch(input_ids=opened[0], mask=opened[1], token_type_ids=torch.zeros_like(opened[0]))
+    alone, side_mask = read_alone(batch)
     found = encoder(**model_inputs(encoder, alone), output_hidden_states=True).hidden_states
-    vectors = torch.cat((_mean(found[-1], alone.mask) * _is_text(side_mask)).chunk(2), dim=1)
+    vectors = torch.cat((mean_vector(found[-1], alone.mask) * _is_text(side_mask)).chunk(2), dim=1)
     own[:, 0] = False
     joint = []
     for hidden in found:
@@ -302,7 +317,7 @@ def text_vectors(encoder: "PreTrainedModel", data: TokenDataset) -> np.ndarray:
     return found
 
 
-def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
+def mean_vector(hidden: Tensor, mask: Tensor) -> Tensor:
     """Over unmasked positions: `(batch, seq, hidden)`, `(batch, seq)` -> `(batch, hidden)`."""
     keep = mask.unsqueeze(-1).to(hidden.dtype)
     return (hidden * keep).sum(1) / keep.sum(1).clamp(min=1)

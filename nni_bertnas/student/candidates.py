@@ -27,6 +27,8 @@ class Candidate:
         depth: Searchable layers.
         architecture: Its decisions.
         score: Block score, lower is better.
+        replaced: How far the teacher's outputs move with the cell in place of its block, see
+            :func:`~nni_bertnas.training.replaced.replaced_errors`; None: not measured.
         inherited: The block score with the weights of a one-shot supernet, before any training of its own.
         num_params: Of the cell.
         num_flops: Of one pass at batch 1.
@@ -39,6 +41,7 @@ class Candidate:
     depth: int
     architecture: Architecture
     score: float = float("nan")
+    replaced: float | None = None
     inherited: float | None = None
     num_params: int = 0
     num_flops: int = 0

@@ -126,6 +126,12 @@ def _parts(*tensors: Tensor) -> EmbeddingParts:
     return EmbeddingParts(words=words, positions=positions, types=types, scale=scale, shift=shift)
 
 
+def encoder_layers(model: "PreTrainedModel") -> nn.ModuleList | None:
+    """A model's layers, one after another; None where they are not each a module of its own."""
+    base, count = model.base_model, model.config.num_hidden_layers
+    return next((part for part in base.modules() if isinstance(part, nn.ModuleList) and len(part) == count), None)
+
+
 class _Enough(Exception):
     """What enters the first layer is known."""
 
