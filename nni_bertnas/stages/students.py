@@ -141,7 +141,7 @@ class StudentMaker:
         Returns:
             What the result says of it.
         """
-        model, trained = self._distil(candidates, self.run.study.supernet, tracker)
+        model, trained = self.distil(candidates, self.run.study.supernet, tracker)
         model = model.fused()
         sides = self._compare(model)
         start, self.start = self.start, time.perf_counter()
@@ -175,11 +175,11 @@ class StudentMaker:
         rows = min(supernet.epoch_rows or _JUDGED_ROWS, _JUDGED_ROWS, len(self.run.train))
         short = replace(supernet, epochs=supernet.search_epochs, epoch_rows=rows, last_epochs=0, patience=None)
         before, self.shape = self.shape, shape or self.shape
-        error: float = self._distil(candidates, short, Tracker(), general=False)[1][FIDELITY]
+        error: float = self.distil(candidates, short, Tracker(), general=False)[1][FIDELITY]
         self.shape = before
         return error
 
-    def _distil(
+    def distil(
         self, candidates: Sequence[Candidate], settings: SupernetSettings, tracker: Tracker, *, general: bool = True
     ) -> tuple[StudentForSequenceClassification, dict[str, Any]]:
         run, study = self.run, self.run.study
