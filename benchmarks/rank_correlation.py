@@ -15,7 +15,6 @@ object. About fifteen minutes per task on two cores.
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,8 +35,9 @@ from search_space.cells import spell
 
 _CELLS = (
     (), ("convolution_3",), ("convolution_7",), ("dilated_convolution_5",), ("max_pool_3",), ("average_pool_3",),
-    ("attention_4",), ("convolution_3", "attention_4"), ("attention_8", "convolution_1"), ("average_pool_3", "max_pool_3"),
-    ("convolution_3", "convolution_5", "convolution_3"), ("attention_4", "attention_4", "attention_4"),
+    ("attention_4",), ("convolution_3", "attention_4"), ("attention_8", "convolution_1"),
+    ("average_pool_3", "max_pool_3"), ("convolution_3", "convolution_5", "convolution_3"),
+    ("attention_4", "attention_4", "attention_4"),
 )  # fmt: skip
 _ROWS = {"sst2": 10_000}
 _PREDICTORS = ("local", "replaced", "num_params", "num_flops", "w_pca")

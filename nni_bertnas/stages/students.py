@@ -182,6 +182,17 @@ class StudentMaker:
     def distil(
         self, candidates: Sequence[Candidate], settings: SupernetSettings, tracker: Tracker, *, general: bool = True
     ) -> tuple[StudentForSequenceClassification, dict[str, Any]]:
+        """Chain the cells of candidates and train the student end to end.
+
+        Args:
+            candidates: Of every block, with their cells.
+            settings: Of the training.
+            tracker: Takes the metrics.
+            general: Whether it learns general text first, where the study asks for that.
+
+        Returns:
+            The student in eval mode, and what is known of its training.
+        """
         run, study = self.run, self.run.study
         pl.seed_everything(self.seed, verbose=False)
         metric, cells = f"dev_{run.task.metric}", [one.trained for one in self.layered(candidates)]
