@@ -24,7 +24,7 @@ from nni_bertnas.student.cost import measure_latency_ms, model_call
 from search_space.cells import spell
 
 _LENGTHS = [64] * 60  # of single texts
-_BEFORE = [name for name in STAGES if name not in ("supernet", "baselines")]
+_BEFORE = [name for name in STAGES if name not in ("supernet", "frontier", "baselines")]
 
 
 def main() -> None:

@@ -317,6 +317,8 @@ class SupernetSettings:
     # by which candidates are combined: local, the error of the hidden state at the block's exit; replaced, that of the
     # teacher's outputs with the candidate in place of its block
     score: Literal["local", "replaced"] = "local"
+    # besides the one that is chosen, so many along the front of predicted score and latency, an NNI trial each
+    students: Natural = 0
     # so many students of unlike cells within the budget are trained for a while, and the one goes on whose answers on
     # dev are nearest to the teacher's, as scores of single blocks say little of whole students; 1: the best by scores
     finalists: Positive = 4

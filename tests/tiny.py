@@ -1,6 +1,7 @@
 """A tiny BERT, a tiny task, and studies made of them; no network."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 
 from nni_bertnas.config import Study
 from nni_bertnas.search.strategies import STRATEGIES, TrialOptions
+from nni_bertnas.stages.choice import Prices
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure, load
-from nni_bertnas.student.candidates import Candidate
+from nni_bertnas.student.candidates import Candidate, no_layer
+from nni_bertnas.student.selection import Combination
 from nni_bertnas.study_files import parse_study
 from nni_bertnas.tracking import Tracker
 from search_space.cells import Cell
@@ -151,3 +154,22 @@ class Recorder(Tracker):
 
     def final(self, metrics: Mapping[str, float]) -> None:
         self.results.append(dict(metrics))
+
+
+def option(score: float, num_params: int, latency_ms: float) -> Candidate:
+    return replace(chain("zero"), score=score, num_params=num_params, latency_ms=latency_ms, num_flops=2 * num_params)
+
+
+def nothing(score: float) -> Candidate:
+    return replace(no_layer(), score=score, latency_ms=0.1)
+
+
+PRICES = Prices(
+    blocks=[
+        [option(0.1, 400, 3.0), option(0.2, 100, 1.0), nothing(0.6)],
+        [option(0.3, 400, 2.0), option(0.5, 100, 1.5), nothing(0.7)],
+    ],
+    base=option(0.0, 50, 1.0),
+    teacher_ms=12.0,
+    bag=Combination(choice=(2, 2), score=1.3, num_params=45, num_flops=90, latency_ms=0.5),  # less than its parts
+)

@@ -5,6 +5,7 @@ from argparse import Namespace
 from nni_bertnas.cli.show import open_console
 from nni_bertnas.cli.stage import make
 from nni_bertnas.report.results import show
+from nni_bertnas.report.trained import show_frontier
 from nni_bertnas.stages import STAGES
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import check_all, load
@@ -24,3 +25,4 @@ def run(arguments: Namespace) -> None:
         if stage.units(opened):
             make(opened, stage, arguments.study, console)
     show(opened, console)
+    show_frontier(opened, console)

@@ -19,6 +19,8 @@ _POINTER = b"version https://git-lfs"
 _NUMBER = re.compile(r"\.\d+\.")
 _FEW_KNOWN = 0.5  # share of a model's pieces that its tokenizer must know
 _SHOWN = 3
+_LAYERS = 1000  # more than any encoder has
+_SLACK, _SMALL = 8, 50_000_000  # parameters by the byte of the files (four bits each at least), and besides
 
 
 @contextmanager
@@ -87,6 +89,7 @@ def load_checked(
         ConfigError: It cannot be loaded, or weights are missing, too many or no numbers.
     """
     check_source(source, what)
+    _check_size(kind, source, what)
     with loading(what):
         model, info = kind.from_pretrained(source, output_loading_info=True, **options)
     base = model.base_model_prefix
@@ -121,6 +124,32 @@ def load_checked(
             model(input_ids=torch.ones(1, 2, dtype=torch.long))
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _check_size(kind: Any, source: str, what: str) -> None:
+    """Whether a configuration asks for about as much as a folder's files hold, before memory is given to it.
+
+    Raises:
+        ConfigError: For far more.
+    """
+    if not Path(source).is_dir():
+        return
+    import torch
+    from transformers import AutoConfig
+
+    with loading(what):
+        config = AutoConfig.from_pretrained(source)
+        layers = getattr(config, "num_hidden_layers", 0)
+    held = sum(file.stat().st_size for file in Path(source).iterdir() if file.is_file())
+    if isinstance(layers, int) and layers > _LAYERS:
+        raise ConfigError(f"{what}: config.json asks for {layers} layers; correct it")
+    with loading(what), torch.device("meta"):
+        wanted = sum(one.numel() for one in kind.from_config(config).parameters())
+    if wanted > _SLACK * held + _SMALL:
+        raise ConfigError(
+            f"{what}: config.json asks for {wanted:,} parameters, its files hold {held:,} bytes: they are not whole, "
+            "or config.json is of another model"
+        )
 
 
 def _some(names: set[str]) -> str:

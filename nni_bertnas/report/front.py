@@ -7,6 +7,7 @@ from pathlib import Path
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.report.drawing import ENDINGS
 from nni_bertnas.report.results import compared_students, searched_students
+from nni_bertnas.report.trained import frontier
 from nni_bertnas.stages.choice import Prices
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.supernet import SEARCHED
@@ -39,6 +40,7 @@ def measured_students(run: Run) -> list[Measured]:
         found[f"searched, seed {result['seed']}"] = result["student"]
         if "compared" in result:
             found[f"no layers, seed {result['seed']}"] = result["compared"]["bag"]
+    found |= {name: one["student"] for name, one in frontier(run)}
     for seed, students in compared_students(run).items():
         found |= {f"{name}, seed {seed}": one["student"] for name, one in students.items() if name != SEARCHED}
     return [Measured(name, side[metric], side) for name, side in found.items()]

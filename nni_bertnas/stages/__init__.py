@@ -33,6 +33,10 @@ STAGES: Mapping[str, Entry] = {
     "masked_lm": Entry("fit a masked language model to the task's text, for the augmentation"),
     "augment": Entry("new training rows for the student (study section augment)", ("teacher", "masked_lm")),
     "supernet": Entry("the supernet phase through NNI", ("block", "general", "pairs", "corrupt", "augment")),
+    "frontier": Entry(
+        "students along the front of score and latency through NNI (study field supernet.students)",
+        ("block", "general", "pairs", "corrupt", "augment"),
+    ),
     "baselines": Entry("students of random and uniform cells through NNI (study section baseline)", ("supernet",)),
 }
 

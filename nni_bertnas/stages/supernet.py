@@ -24,6 +24,8 @@ BAG = "bag"
 def _fingerprint(run: Run, unit: Unit) -> str:
     study = run.study
     parts = [to_dict(part) for part in (*run.shapes, study.supernet, study.distill)]
+    for part in parts:
+        part.pop("students", None)  # how many others there are changes none
     made = [stage_fingerprint(run, name) for name in ("augment", "pairs", "corrupt") if load(name).units(run)]
     general = [stage_fingerprint(run, "general"), to_dict(study.general)] if run.general_rows else []
     blocks = [ranking["fingerprint"] for ranking in read_rankings(run)]

@@ -53,6 +53,18 @@ def no_tokenizer(model: Path) -> str:
     return r"tokenizer knows \d word pieces, the model 100; copy the tokenizer's files|the tokenizer cannot be loaded"
 
 
+def endless(model: Path) -> str:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 10**30}))
+    return r"config.json asks for 10{30} layers; correct it"
+
+
+def huge(model: Path) -> str:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "intermediate_size": 10**9}))
+    return r"config.json asks for 13\d,\d{3},\d{3},\d{3} parameters, its files hold"
+
+
 def other_tokenizer(model: Path) -> str:
     words = json.loads((model / "tokenizer.json").read_text())
     words["model"]["vocab"] |= {f"x{number}": 100 + number for number in range(5)}
@@ -119,7 +131,7 @@ def no_configuration(model: Path) -> str:
 
 DAMAGES = [
     no_tokenizer, other_tokenizer, wrapped, half_a_model, fewer_layers_in_the_configuration, not_a_number, pointer,
-    cut_short, no_json, adapter, no_configuration,
+    cut_short, no_json, adapter, no_configuration, endless, huge,
 ]  # fmt: skip
 OF_TOKENIZER = [no_tokenizer, other_tokenizer]
 

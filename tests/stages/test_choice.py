@@ -2,11 +2,10 @@
 
 import itertools
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny import all_units, chain, tiny_run
+from tiny import PRICES, all_units, tiny_run
 
 from nni_bertnas.cli import main
 from nni_bertnas.config import BudgetSettings, to_yaml
@@ -15,29 +14,9 @@ from nni_bertnas.stages.choice import Prices
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.students import StudentMaker
 from nni_bertnas.student import COSTS
-from nni_bertnas.student.candidates import Candidate, no_layer
 from nni_bertnas.student.cost import count_flops, count_params
 from nni_bertnas.student.latency import OtherWork
 from nni_bertnas.student.selection import Combination, combine
-
-
-def option(score: float, num_params: int, latency_ms: float) -> Candidate:
-    return replace(chain("zero"), score=score, num_params=num_params, latency_ms=latency_ms, num_flops=2 * num_params)
-
-
-def nothing(score: float) -> Candidate:
-    return replace(no_layer(), score=score, latency_ms=0.1)
-
-
-PRICES = Prices(
-    blocks=[
-        [option(0.1, 400, 3.0), option(0.2, 100, 1.0), nothing(0.6)],
-        [option(0.3, 400, 2.0), option(0.5, 100, 1.5), nothing(0.7)],
-    ],
-    base=option(0.0, 50, 1.0),
-    teacher_ms=12.0,
-    bag=Combination(choice=(2, 2), score=1.3, num_params=45, num_flops=90, latency_ms=0.5),  # less than its parts
-)
 
 
 def test_limits_in_every_unit() -> None:

@@ -252,7 +252,7 @@ def test_discarding_takes_what_builds_on_it(tmp_path: Path) -> None:
     for name in STAGES:
         run.folder(name).mkdir(parents=True)
     run.discard_from("block")
-    assert {path.name for path in run.root.iterdir()} == set(STAGES) - {"block", "supernet", "baselines"}
+    assert {path.name for path in run.root.iterdir()} == set(STAGES) - {"block", "supernet", "frontier", "baselines"}
     run.discard_from("masked_lm")
     kept = {"teacher", "features", "probes", "cell", "general", "pairs", "corrupt"}
     assert {path.name for path in run.root.iterdir()} == kept
@@ -269,6 +269,7 @@ def test_every_stage_keeps_the_contract(name: str, tmp_path: Path) -> None:
         baseline={"students": {"random": 1}},
         general={"rows": 8},
         pairs={"random": 1},
+        supernet={"students": 2},
         block={"losses": {"probe": 1.0}},
     )
     assert found.name == name
