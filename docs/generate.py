@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_bertnas import config
+from nni_bertnas.profiles import PROFILES
 from nni_bertnas.search import strategies
 from nni_bertnas.search.strategies import STRATEGIES
 
@@ -23,6 +24,12 @@ HEAD = """\
 A study is one YAML file with one compression job. What it does not say has its default; unknown keys, wrong types,
 values out of range, names of no table's row and settings that do not go together are reported all at once, each with
 its dotted path (`bertnas validate STUDY`). The resolved study, every default filled in, lies beside each result.
+
+**Profiles.** `profile: tiny`, `small` or `base` in a study stands for a width, a rank of the embeddings, depths and a budget; what the study says
+itself goes before it.
+
+PROFILES
+What they come to, for a MiniLM and for a BERT of 12 layers: [Stages and doors](stages.md#profiles).
 
 This page is written by `make docs` from the comments in `nni_bertnas/config.py` and `nni_bertnas/search/strategies.py`.
 """
@@ -112,9 +119,18 @@ def section(kind: type, title: str) -> str:
     return f"## {title}\n\n{about}\n{also}\n{own}\n"
 
 
+def profile_table() -> str:
+    """What every profile says."""
+    rows = ["| profile | what it says |", "|---|---|"]
+    for name, sections in PROFILES.items():
+        said = (f"`{part}.{key}: {value}`" for part, fields in sections.items() for key, value in fields.items())
+        rows.append(f"| `{name}` | {', '.join(said)} |")
+    return "\n".join(rows) + "\n"
+
+
 def main() -> str:
     """The page."""
-    parts = [HEAD, section(config.Study, "Study")]
+    parts = [HEAD.replace("PROFILES", profile_table()), section(config.Study, "Study")]
     named = {field.type.__name__: name for name, field in config.Study.__dataclass_fields__.items()
              if isinstance(field.type, type) and field.type.__name__.endswith("Settings")}  # fmt: skip
     for name, kind in vars(config).items():

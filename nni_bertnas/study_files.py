@@ -19,6 +19,7 @@ from nni_bertnas.data.metrics import METRICS
 from nni_bertnas.data.sources import SOURCES
 from nni_bertnas.data.tasks import TASKS, TaskSpec, task_spec
 from nni_bertnas.errors import ConfigError, lookup
+from nni_bertnas.profiles import apply_profile
 from nni_bertnas.search.random_cells import BASELINES
 from nni_bertnas.search.strategies import STRATEGIES, find_strategy
 from nni_bertnas.store.layout import DTYPES
@@ -91,6 +92,10 @@ def parse_study(raw: Any, origin: str = "study") -> Study:
     if not isinstance(raw, dict):
         raise ConfigError(f"{origin}: must be a mapping of study fields, got {type(raw).__name__}")
     study = None
+    try:
+        raw = apply_profile(raw)
+    except ConfigError as error:
+        raise _refusal(origin, [str(error)]) from None
     problems = [*_wrong_names(raw), *_wrong_options(raw)]
     try:
         # JSON, because strict dataclasses take mappings from it alone.

@@ -24,7 +24,7 @@ FLOORS = (
     ("store", "student"),
     ("data",),
     ("artifacts", "tracking"),
-    ("config", "machine"),
+    ("config", "machine", "profiles"),
     ("errors",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -197,6 +197,21 @@ def test_every_shipped_study_is_right() -> None:
     assert {load_study(path).task.name for path in found} >= of_glue
 
 
+def test_a_profile_is_what_it_says_but_for_what_the_study_says() -> None:
+    tiny = parse_study({"name": "x", "profile": "tiny"})
+    assert (tiny.student.hidden_size, tiny.student.embedding_size, tiny.cell.depths) == (128, 64, [1])
+    assert tiny.supernet.budget.min_speedup == 20.0 and "profile" not in to_yaml(tiny)
+    assert parse_study({"name": "x", "profile": "small"}).student == parse_study({"name": "x"}).student
+    own = {"student": {"hidden_size": 96}, "supernet": {"budget": {"max_latency_ms": 3.0}, "epochs": 2}}
+    base = parse_study({"name": "x", "profile": "base", **own})
+    assert (base.student.hidden_size, base.student.embedding_size, base.cell.depths) == (96, 192, [1, 2, 3])
+    assert base.supernet.budget.min_speedup is None and base.supernet.epochs == 2
+    with pytest.raises(ConfigError, match="profile: must be tiny, small, base, got 'huge'"):
+        parse_study({"name": "x", "profile": "huge"})
+    with pytest.raises(ConfigError, match=r"student"):
+        parse_study({"name": "x", "profile": "tiny", "student": 3})
+
+
 def test_a_tilde_is_the_users_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/somewhere")
     raw = {
