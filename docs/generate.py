@@ -25,8 +25,8 @@ A study is one YAML file with one compression job. What it does not say has its 
 values out of range, names of no table's row and settings that do not go together are reported all at once, each with
 its dotted path (`bertnas validate STUDY`). The resolved study, every default filled in, lies beside each result.
 
-**Profiles.** `profile: tiny`, `small` or `base` in a study stands for a width, a rank of the embeddings, depths and a budget; what the study says
-itself goes before it.
+**Profiles.** `profile: tiny`, `small` or `base` in a study stands for a width, a rank of the embeddings, depths and a
+budget; what the study says itself goes before it.
 
 PROFILES
 What they come to, for a MiniLM and for a BERT of 12 layers: [Stages and doors](stages.md#profiles).
