@@ -282,7 +282,10 @@ class Run:
             self.__dict__.pop(name, None)
 
     def discard_from(self, stage: str) -> None:
-        """Remove the results of a stage and of all that build on it."""
+        """Remove the results of a stage and of all that build on it; of `general` what other studies share, too."""
+        shared = self.read("general") if stage == "general" else None
+        if shared is not None:
+            shutil.rmtree(shared["folder"], ignore_errors=True)
         for name in built_on(stage):
             shutil.rmtree(self.root / name, ignore_errors=True)
         self.refresh()

@@ -55,6 +55,10 @@ def test_general_text_is_stored_once_for_all_studies_of_a_folder(tmp_path: Path)
     assert ensure(other, "general")["folder"] == str(folder)
     assert (folder / PIECES).stat().st_mtime_ns == written
     assert load("general").fingerprint(make_run(tmp_path, general={"rows": 70}), {}) != result["fingerprint"]
+    other.discard_from("features")
+    assert find(other, "general") is not None
+    other.discard_from("general")
+    assert not folder.exists() and find(run, "general") is None
 
 
 def test_a_student_learns_general_text_once(built_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
