@@ -21,14 +21,13 @@ from scipy.stats import kendalltau, spearmanr
 from nni_bertnas.stages.choice import Prices
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.students import StudentMaker
+from nni_bertnas.student.build import new_student
 from nni_bertnas.student.candidates import Candidate, no_layer
 from nni_bertnas.student.cost import measure_latency_ms, model_call
 from nni_bertnas.student.latency import LatencyTable
 from nni_bertnas.student.selection import combine
 from nni_bertnas.study_files import load_study
 from search_space.cells import spell
-
-_AT_ONCE = 5  # students, beside the teacher
 
 
 def main() -> None:
@@ -51,35 +50,33 @@ def main() -> None:
         table = LatencyTable(run.shared, threads=threads, batch=batch)
         prices = Prices.measure(maker, blocks, table)
         lengths = run.latency_lengths if batch == 1 else run.latency_lengths[::3]
+        models = {str(number): maker.new_student(one).fused() for number, one in enumerate(chosen)}
+        base = new_student(maker.shape, maker.start_of_students, [no_layer() for _ in blocks]).fused()
+        models |= {"teacher": maker.teacher, "base": base}
+        calls = {
+            name: model_call(model, lengths, pairs=run.train.has_pairs, batch=batch) for name, model in models.items()
+        }
+        measured = measure_latency_ms(calls, lengths, threads=threads, run=5)  # all in turns, as the machine drifts
         rows: list[dict[str, Any]] = []
-        for first in range(0, len(chosen), _AT_ONCE):
-            numbers = range(first, min(first + _AT_ONCE, len(chosen)))
-            models = {str(number): maker.new_student(chosen[number]).fused() for number in numbers}
-            models["teacher"] = maker.teacher
-            calls = {
-                name: model_call(model, lengths, pairs=run.train.has_pairs, batch=batch)
-                for name, model in models.items()
-            }
-            measured = measure_latency_ms(calls, lengths, threads=threads)
-            for number in numbers:
-                choice = tuple([number] * run.num_blocks)
-                bare = not any(one.depth for one in chosen[number])
-                known = prices.bag if bare and prices.bag is not None else combine(prices.blocks, prices.base, choice)
-                rows.append(
-                    {
-                        "cells": [spell(one.architecture) for one in chosen[number]],
-                        "predicted_ms": known.latency_ms,
-                        "measured_ms": measured[str(number)],
-                        "teacher_ms": measured["teacher"],
-                        "teacher_table_ms": prices.teacher_ms,
-                    }
-                )
-                print(rows[-1], flush=True)
+        for number, cells in enumerate(chosen):
+            bare = not any(one.depth for one in cells)
+            choice = tuple([number] * run.num_blocks)
+            known = prices.bag if bare and prices.bag is not None else combine(prices.blocks, prices.base, choice)
+            rows.append(
+                {
+                    "cells": [spell(one.architecture) for one in cells],
+                    "predicted_ms": known.latency_ms,
+                    "measured_ms": measured[str(number)],
+                    "base_ms": measured["base"],
+                    "base_table_ms": prices.base.latency_ms,
+                    "teacher_ms": measured["teacher"],
+                    "teacher_table_ms": prices.teacher_ms,
+                }
+            )
+            print(rows[-1], flush=True)
         results[f"{run.study.name}, batch {batch}"] = {"machine": table.machine, "rows": rows}
-        # The table's milliseconds are of another minute: the teacher beside which each was measured tells how fast.
-        pairs = [
-            (one["predicted_ms"] * one["teacher_ms"] / one["teacher_table_ms"], one["measured_ms"]) for one in rows
-        ]
+        # The table's milliseconds are of another minute: the student without layers tells how fast the machine was.
+        pairs = [(one["predicted_ms"] * one["base_ms"] / one["base_table_ms"], one["measured_ms"]) for one in rows]
         errors = [abs(predicted / real - 1) for predicted, real in pairs]
         predicted, real = zip(*pairs, strict=True)
         figures[f"batch {batch}"] = {

@@ -18,13 +18,13 @@ from nni_bertnas.stages.run import Result, Run
 from nni_bertnas.store.reader import FeatureDataset, FeatureStore
 from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.student.cost import operation_costs
-from nni_bertnas.student.latency import cell_parts, model_part
+from nni_bertnas.student.latency import Part, around, cell_parts, model_part
 from nni_bertnas.tracking import Tracker
 from nni_bertnas.training.cells import CellTrainer
 from nni_bertnas.training.replaced import replaced_errors
 from nni_bertnas.training.texts import TEXTS
 from nni_bertnas.training.trainer import pl
-from search_space.cells import spell
+from search_space.cells import Sequential, spell
 
 
 def read_candidates(result: Result) -> list[Candidate]:
@@ -122,11 +122,32 @@ def general_cells(run: Run, block: int, candidates: Sequence[Candidate]) -> list
     return found
 
 
+def operation_parts(run: Run, batch: int = 1) -> dict[str, Part]:
+    """Every operation of a study's spaces, as a layer by itself."""
+    width, sides = run.study.student.hidden_size, 1 + run.separate
+    names = dict.fromkeys(name for space in run.spaces.values() for name in space.operation_names)
+    found = {}
+    for name in names:
+        one = Candidate(space="sequential", depth=1, architecture={"layer_0": name})
+        (found[name],) = cell_parts(one, width, sides=sides, batch=batch)
+    return found
+
+
+def measure_operations(run: Run) -> None:
+    """Fill the machine's table while nothing else runs: the trials of the phases to come run beside each other.
+
+    Not of spaces of graphs, which are parts as a whole.
+    """
+    if not all(issubclass(space.kind, Sequential) for space in run.spaces.values()):
+        return
+    teacher = model_part(run.load_teacher()[0], pairs=run.train.has_pairs)
+    run.latencies.measure([teacher, *operation_parts(run).values()], around(run.latency_lengths))
+
+
 def with_latencies(run: Run, candidates: Sequence[Candidate]) -> list[Candidate]:
     """The candidates with the latencies of their bodies by the machine's table."""
     width, sides = run.study.student.hidden_size, 1 + run.separate
     parts = {str(number): cell_parts(one, width, sides=sides) for number, one in enumerate(candidates)}
-    parts["teacher"] = [model_part(run.load_teacher()[0], pairs=run.train.has_pairs)]
     latency_ms = run.latencies.latency_ms(parts, run.latency_lengths)
     return [replace(one, latency_ms=latency_ms[str(number)]) for number, one in enumerate(candidates)]
 

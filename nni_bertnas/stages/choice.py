@@ -9,7 +9,7 @@ from torch import nn
 
 from nni_bertnas.config import BudgetSettings
 from nni_bertnas.errors import PhaseError
-from nni_bertnas.stages.cells import load_ranked
+from nni_bertnas.stages.cells import load_ranked, operation_parts
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.students import StudentMaker
 from nni_bertnas.student.build import new_student
@@ -46,7 +46,8 @@ class Prices:
     ) -> "Prices":
         """Of candidates with their cells.
 
-        What was measured in trials that ran at the same time as others cannot be compared, and is not looked at.
+        What was measured in trials that ran at the same time as others cannot be compared, and is not looked at. What
+        cells take together, more than each by itself, is learnt from the student of the deepest candidates as a whole.
 
         Args:
             maker: Builds students.
@@ -59,9 +60,14 @@ class Prices:
         if -1 not in bare:
             student = maker.new_student([block[n] for block, n in zip(blocks, bare, strict=True)]).fused()
             parts["bag"] = [maker.part(student, table.batch)]
+        deepest = [max(range(len(block)), key=lambda n: block[n].depth) for block in blocks]
+        layered = maker.new_student([block[n] for block, n in zip(blocks, deepest, strict=True)]).fused()
+        parts["deepest"] = [maker.part(layered, table.batch)]
         latency_ms = table.latency_ms(parts, maker.lengths)
+        alone = sum(latency_ms[f"{block}.{n}"] for block, n in enumerate(deepest))
+        share = max(0.0, latency_ms["deepest"] - latency_ms["base"]) / alone if alone else 1.0
         timed = [
-            [replace(one, latency_ms=latency_ms[f"{block}.{index}"]) for index, one in enumerate(candidates)]
+            [replace(one, latency_ms=share * latency_ms[f"{block}.{index}"]) for index, one in enumerate(candidates)]
             for block, candidates in enumerate(counted)
         ]
         base = replace(base, latency_ms=latency_ms["base"])
@@ -262,9 +268,7 @@ def profile(run: Run, batch: int) -> tuple[LatencyTable, dict[str, Part]]:
     }
     parts = {name: model_part(model, pairs=pairs, batch=batch) for name, model in models.items()}
     parts["map between blocks"] = link_part(width, sides=sides, batch=batch)
-    for name in dict.fromkeys(name for space in run.spaces.values() for name in space.operation_names):
-        one = Candidate(space="sequential", depth=1, architecture={"layer_0": name})
-        parts[name] = cell_parts(one, width, sides=sides, batch=batch)[0]
+    parts |= operation_parts(run, batch)
     grid = [length for length in GRID if length <= start.places] or [GRID[0]]
-    table.measure(list(parts.values()), grid, parts["teacher"])
+    table.measure(list(parts.values()), grid)
     return table, parts

@@ -18,6 +18,7 @@ from nni_bertnas.config import to_dict
 from nni_bertnas.data.tokens import CHUNK, tokenize, tokenize_stream
 from nni_bertnas.data.transfer import load_transfer, transfer_fingerprint
 from nni_bertnas.machine import best_device
+from nni_bertnas.stages.cells import measure_operations
 from nni_bertnas.stages.run import ANSWERS, Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, stage_fingerprint
 from nni_bertnas.store.budget import rows_within
@@ -83,6 +84,7 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     if run.teacher_kind != "cross":
         _fit_answers(run, folder, len(run.data.splits["train"]))
     write_whole(folder / _CHECKED, json.dumps(_stamps(folder)))
+    measure_operations(run)
     seconds = time.perf_counter() - start
     result: Result = {
         "edges": run.edges,

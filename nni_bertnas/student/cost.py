@@ -134,7 +134,12 @@ class _Tensors(TorchDispatchMode):
 
 @torch.inference_mode()
 def measure_latency_ms(
-    calls: Mapping[str, Call], lengths: Sequence[int], *, threads: int = 1, run: int = 10
+    calls: Mapping[str, Call],
+    lengths: Sequence[int],
+    *,
+    threads: int = 1,
+    run: int = 10,
+    before: Mapping[str, Call] | None = None,
 ) -> dict[str, float]:
     """Median milliseconds of one pass at batch 1.
 
@@ -146,8 +151,9 @@ def measure_latency_ms(
         lengths: Real sequence lengths, each measured once per call.
         threads: Of every pass.
         run: Passes in a row.
+        before: By the names of some calls, what runs before each of their passes and is not counted.
     """
-    before = torch.get_num_threads()
+    other, kept = before or {}, torch.get_num_threads()
     torch.set_num_threads(threads)
     times: dict[str, list[float]] = {name: [] for name in calls}
     for first in range(0, len(lengths), run):
@@ -155,8 +161,10 @@ def measure_latency_ms(
         for name, call in calls.items():
             call(row[0])
             for length in row:
+                if name in other:
+                    other[name](length)
                 start = time.perf_counter()
                 call(length)
                 times[name].append((time.perf_counter() - start) * 1000)
-    torch.set_num_threads(before)
+    torch.set_num_threads(kept)
     return {name: statistics.median(values) for name, values in times.items()}

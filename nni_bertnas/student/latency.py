@@ -27,7 +27,7 @@ from search_space.cells import Sequential, build_body, find_space, spell
 from search_space.student import StudentConfig
 
 GRID = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # lengths that are measured, all others between them
-_PASSES = 30  # at every length
+_ROUNDS, _PASSES = 9, 5  # over all lengths and parts; of each in a row
 _OTHERS = 0.125  # share of the machine that other work may take meanwhile
 _TEACHER = "teacher"
 _NO_COST = ("_name_or_path", "bertnas_task", "id2label", "label2id", "dropout", "problem_type", "transformers_version")
@@ -41,10 +41,14 @@ class Part:
     Attributes:
         name: Says exactly what is measured, so that it is known again.
         make: Given lengths, its forward pass.
+        others: Likewise, of layers such as stand around it in a student, which run before each of its passes and are
+            not counted: alone it would find its weights in the processor's nearest cache, and take two thirds of the
+            time. None: of what is whole.
     """
 
     name: str
     make: Callable[[Sequence[int]], Call] = field(compare=False)
+    others: Callable[[Sequence[int]], Call] | None = field(default=None, compare=False)
 
 
 def model_part(model: Any, *, pairs: bool, batch: int = 1) -> Part:
@@ -76,7 +80,8 @@ def cell_parts(one: Candidate, width: int, *, sides: int = 1, batch: int = 1) ->
             body = build_body(space, architecture, depth, width).eval()
             return cell_call(body, width, lengths, sides=sides, batch=batch)
 
-        return Part(f"{space}: {spell(architecture)}; {_shape(width, sides)}", make)
+        name = f"{space}: {spell(architecture)}; {_shape(width, sides)}"
+        return Part(name, make, _layers_around(width, sides, batch))
 
     if issubclass(find_space(one.space), Sequential):
         layers = (one.architecture[f"layer_{number}"] for number in range(one.depth))
@@ -90,7 +95,18 @@ def link_part(width: int, *, sides: int = 1, batch: int = 1) -> Part:
     def make(lengths: Sequence[int]) -> Call:
         return cell_call(_Map(width), width, lengths, sides=sides, batch=batch)
 
-    return Part(f"map; {_shape(width, sides)}", make)
+    return Part(f"map; {_shape(width, sides)}", make, _layers_around(width, sides, batch))
+
+
+def _layers_around(width: int, sides: int, batch: int) -> Callable[[Sequence[int]], Call]:
+    heads = max(one for one in range(1, 9) if width % one == 0)
+    names = ("convolution_3", f"attention_{heads}", "convolution_5", f"attention_{heads}") * 2
+
+    @cache
+    def body() -> nn.Module:
+        return build_body("layers", {f"layer_{n}": name for n, name in enumerate(names)}, len(names), width).eval()
+
+    return lambda lengths: cell_call(body(), width, lengths, sides=sides, batch=batch)
 
 
 class _Map(nn.Module):
@@ -109,9 +125,10 @@ def _shape(width: int, sides: int) -> str:
 class LatencyTable:
     """Milliseconds of one forward pass by part and length, of one machine, number of threads and size of batch.
 
-    A part that is not known is measured beside the teacher, in turns with all others that are not, and is scaled by
-    what the teacher takes now against what it took, as the speed of machines drifts. What was measured while other work
-    took more than an eighth of the machine is used, with a warning, and not kept.
+    A part that is not known is measured in turns with all others that are not, and beside REFERENCE, by which it is
+    scaled to the time when that was measured first: the speed of machines drifts, and that of students, which are many
+    small operations, otherwise than that of teachers. What was measured while other work took more than an eighth of
+    the machine is used, with a warning, and not kept.
 
     Args:
         folder: Takes one file per machine, threads and batch; studies share it.
@@ -145,11 +162,11 @@ class LatencyTable:
         """Median over some lengths, of each the sum over its parts.
 
         Args:
-            parts: By name; `teacher` is among them, one part.
+            parts: By name.
             lengths: Real sequence lengths.
         """
         grid = around(lengths)
-        self.measure([part for own in parts.values() for part in own], grid, parts[_TEACHER][0])
+        self.measure([part for own in parts.values() for part in own], grid)
         found = {}
         for name, own in parts.items():
             rows = [[self.at(part, length) for length in grid] for part in own]
@@ -166,28 +183,42 @@ class LatencyTable:
         """At which a part was measured."""
         return sorted({*self._known.get(part.name, {}), *self._loose.get(part.name, {})})
 
-    def measure(self, parts: Sequence[Part], grid: Sequence[int], teacher: Part) -> None:
+    def measure(self, parts: Sequence[Part], grid: Sequence[int]) -> None:
         """Measure what is not known of some parts.
 
         Args:
             parts: To be known afterwards.
             grid: Lengths out of GRID.
-            teacher: Beside which they are measured.
         """
-        wanted = {part.name: part for part in (teacher, *parts)}
+        reference = REFERENCE.name
+        wanted = {part.name: part for part in (REFERENCE, *parts)}
         missing = {length: [name for name in wanted if length not in self._known.get(name, {})] for length in grid}
         if not any(missing.values()):
             return
         watch = OtherWork()
+        calls = {
+            length: {name: wanted[name].make([length]) for name in {reference: None, **dict.fromkeys(names)}}
+            for length, names in missing.items()
+            if names
+        }
+        others = {
+            length: {name: around([length]) for name in own if (around := wanted[name].others) is not None}
+            for length, own in calls.items()
+        }
+        times: dict[int, list[dict[str, float]]] = {length: [] for length in calls}
+        for _ in range(_ROUNDS):  # so that a slow moment of the machine meets all lengths and parts alike
+            for length, own in calls.items():
+                times[length].append(
+                    measure_latency_ms(
+                        own, [length] * _PASSES, threads=self.threads, run=_PASSES, before=others[length]
+                    )
+                )
         found: dict[str, dict[int, float]] = {}
-        for length, names in missing.items():
-            if not names:
-                continue
-            calls = {name: wanted[name].make([length]) for name in {teacher.name: None, **dict.fromkeys(names)}}
-            times = measure_latency_ms(calls, [length] * _PASSES, threads=self.threads)
-            scale = self._known.get(teacher.name, {}).get(length, times[teacher.name]) / times[teacher.name]
-            for name in names:
-                found.setdefault(name, {})[length] = times[name] * scale
+        for length, rounds in times.items():
+            now = {name: median(one[name] for one in rounds) for name in calls[length]}
+            scale = self._known.get(reference, {}).get(length, now[reference]) / now[reference]
+            for name in missing[length]:
+                found.setdefault(name, {})[length] = now[name] * scale
         cores = watch.cores()
         self.quiet = cores <= _OTHERS * (psutil.cpu_count() or 1)
         if self.quiet:
@@ -209,6 +240,14 @@ class LatencyTable:
                     self._known[name] = {**self._known.get(name, {}), **row}
             content = {"machine": self.machine, "threads": self.threads, "batch": self.batch, "parts": self._known}
             write_whole(self.path, json.dumps(content, indent=1))
+
+
+def _reference(lengths: Sequence[int]) -> Call:
+    return cell_call(build_body("layers", _LAYERS, len(_LAYERS), 192).eval(), 192, lengths)
+
+
+_LAYERS = {"layer_0": "convolution_3", "layer_1": "attention_4"}
+REFERENCE = Part("reference: a convolution and attention, width 192, one row", _reference)
 
 
 def around(lengths: Sequence[int]) -> list[int]:

@@ -2,11 +2,14 @@ import json
 import multiprocessing
 from pathlib import Path
 
+import pytest
 from tiny import tiny_run, tiny_study
 
 from nni_bertnas.config import Study
+from nni_bertnas.stages.cells import operation_parts
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure, find, stage_fingerprint
+from nni_bertnas.student.latency import LatencyTable, OtherWork, around
 
 
 def test_fingerprint_follows_teacher_data_and_edges(built: Run) -> None:
@@ -46,6 +49,16 @@ def test_two_processes_that_start_together_build_once(tmp_path: Path) -> None:
     for child in children:
         child.join()
     assert seconds[0] == seconds[1]  # the same build's
+
+
+def test_operations_are_measured_before_trials_run_beside_each_other(
+    built_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OtherWork, "cores", lambda self: 0.0)
+    run = tiny_run(built_copy, features={"dtype": "bfloat16"})
+    ensure(run, "features")
+    kept = LatencyTable(run.shared)
+    assert all(set(around(run.latency_lengths)) <= set(kept.lengths(part)) for part in operation_parts(run).values())
 
 
 def test_a_changed_file_is_found_and_mended(built_copy: Path) -> None:
