@@ -5,7 +5,8 @@
 The study's features must be made (bertnas features STUDY); nothing else should run beside it. Depths and operations are
 drawn at random, block by block, no layer among them. What every part takes is looked up in the machine's table, and
 measured where it is not there yet; then the students are measured as wholes, in turns with the teacher, at the lengths
-of the study's rows. Raw results go to benchmarks/results/latency.json; the last line is one JSON object: the median
+of the study's rows, and with the student of the deepest cells, by which predictions are brought to the machine's speed
+of that minute. Raw results go to benchmarks/results/latency.json; the last line is one JSON object: the median
 error, the share within 10 %, and Spearman's and Kendall's rank correlation.
 """
 
@@ -21,7 +22,6 @@ from scipy.stats import kendalltau, spearmanr
 from nni_bertnas.stages.choice import Prices
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.students import StudentMaker
-from nni_bertnas.student.build import new_student
 from nni_bertnas.student.candidates import Candidate, no_layer
 from nni_bertnas.student.cost import measure_latency_ms, model_call
 from nni_bertnas.student.latency import LatencyTable
@@ -51,8 +51,10 @@ def main() -> None:
         prices = Prices.measure(maker, blocks, table)
         lengths = run.latency_lengths if batch == 1 else run.latency_lengths[::3]
         models = {str(number): maker.new_student(one).fused() for number, one in enumerate(chosen)}
-        base = new_student(maker.shape, maker.start_of_students, [no_layer() for _ in blocks]).fused()
-        models |= {"teacher": maker.teacher, "base": base}
+        deepest = tuple(max(range(len(block)), key=lambda n: block[n].depth) for block in blocks)
+        whole = maker.new_student([block[n] for block, n in zip(blocks, deepest, strict=True)]).fused()
+        models |= {"teacher": maker.teacher, "deepest": whole}
+        deepest_table_ms = combine(prices.blocks, prices.base, deepest).latency_ms
         calls = {
             name: model_call(model, lengths, pairs=run.train.has_pairs, batch=batch) for name, model in models.items()
         }
@@ -67,16 +69,18 @@ def main() -> None:
                     "cells": [spell(one.architecture) for one in cells],
                     "predicted_ms": known.latency_ms,
                     "measured_ms": measured[str(number)],
-                    "base_ms": measured["base"],
-                    "base_table_ms": prices.base.latency_ms,
+                    "deepest_ms": measured["deepest"],
+                    "deepest_table_ms": deepest_table_ms,
                     "teacher_ms": measured["teacher"],
                     "teacher_table_ms": prices.teacher_ms,
                 }
             )
             print(rows[-1], flush=True)
         results[f"{run.study.name}, batch {batch}"] = {"machine": table.machine, "rows": rows}
-        # The table's milliseconds are of another minute: the student without layers tells how fast the machine was.
-        pairs = [(one["predicted_ms"] * one["base_ms"] / one["base_table_ms"], one["measured_ms"]) for one in rows]
+        # The table's milliseconds are of another minute: one student tells how fast the machine is now.
+        pairs = [
+            (one["predicted_ms"] * one["deepest_ms"] / one["deepest_table_ms"], one["measured_ms"]) for one in rows
+        ]
         errors = [abs(predicted / real - 1) for predicted, real in pairs]
         predicted, real = zip(*pairs, strict=True)
         figures[f"batch {batch}"] = {

@@ -27,7 +27,7 @@ from search_space.cells import Sequential, build_body, find_space, spell
 from search_space.student import StudentConfig
 
 GRID = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # lengths that are measured, all others between them
-_ROUNDS, _PASSES = 9, 5  # over all lengths and parts; of each in a row
+_ROUNDS, _PASSES = 5, 5  # over all lengths and parts; of each in a row
 _OTHERS = 0.125  # share of the machine that other work may take meanwhile
 _TEACHER = "teacher"
 _NO_COST = ("_name_or_path", "bertnas_task", "id2label", "label2id", "dropout", "problem_type", "transformers_version")
@@ -128,7 +128,7 @@ class LatencyTable:
     A part that is not known is measured in turns with all others that are not, and beside REFERENCE, by which it is
     scaled to the time when that was measured first: the speed of machines drifts, and that of students, which are many
     small operations, otherwise than that of teachers. What was measured while other work took more than an eighth of
-    the machine is used, with a warning, and not kept.
+    the machine is used by this process, with a warning, and not kept.
 
     Args:
         folder: Takes one file per machine, threads and batch; studies share it.
@@ -192,7 +192,7 @@ class LatencyTable:
         """
         reference = REFERENCE.name
         wanted = {part.name: part for part in (REFERENCE, *parts)}
-        missing = {length: [name for name in wanted if length not in self._known.get(name, {})] for length in grid}
+        missing = {length: [name for name in wanted if length not in self.lengths(wanted[name])] for length in grid}
         if not any(missing.values()):
             return
         watch = OtherWork()

@@ -75,8 +75,11 @@ def test_beside_other_work_nothing_is_kept(
     assert not table.quiet and not table.path.exists() and "bertnas profile STUDY" in caplog.text
     clock["others"] = 0.0
     clock["seen"].clear()
-    table.latency_ms({"teacher": [TEACHER], "a": [A]}, [8])
-    assert table.quiet and len(clock["seen"]) == 1
+    assert table.latency_ms({"teacher": [TEACHER], "a": [A]}, [8]) == {"teacher": 80.0, "a": 8.0}
+    assert not clock["seen"]  # by this process it serves
+    other = LatencyTable(tmp_path)
+    other.latency_ms({"teacher": [TEACHER], "a": [A]}, [8])
+    assert other.quiet and len(clock["seen"]) == 1 and other.path.exists()
 
 
 def test_a_cell_is_the_sum_of_its_layers_and_a_graph_a_whole(tmp_path: Path) -> None:
