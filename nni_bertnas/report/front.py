@@ -70,6 +70,7 @@ def draw_front(
         for one in shown:
             axes[1].scatter(one.costs[cost] / unit, 100 * one.score)
             axes[1].annotate(one.name, (one.costs[cost] / unit, 100 * one.score), fontsize=7)
+        axes[1].margins(x=0.2)
         axes[1].set(xlabel=_TITLES[cost], ylabel="score on dev, %", title="measured, the more the better", xscale="log")
     try:
         figure.savefig(path, dpi=150)
