@@ -8,7 +8,8 @@ place of its block. Students of random cells, one per block, are then trained en
 rows alone, of SST-2 10,000), and their scores on dev and GLUE's dev are compared with the summed scores of their
 blocks, their parameters, FLOPs and W-PCA (arXiv 2504.15983: parameters times the principal components that hold 99 % of
 the variance of the hidden states of the untrained student). Intervals are of 1,000 bootstrap samples of the students.
-What is finished is reused. Raw results go to benchmarks/results/rank_correlation.json; the last line is one JSON
+Students that are finished are
+not trained again, the cells are. Raw results go to benchmarks/results/rank_correlation.json; the last line is one JSON
 object. About fifteen minutes per task on two cores.
 """
 

@@ -197,6 +197,12 @@ def test_every_shipped_study_is_right() -> None:
     assert {load_study(path).task.name for path in found} >= of_glue
 
 
+def test_the_study_of_the_front_is_the_demo_but_for_its_students() -> None:
+    demo, front = (load_study(CONFIGS / "studies" / f"{name}.yml") for name in ("demo", "front"))
+    assert front.supernet.students == 5
+    assert dataclasses.replace(front, supernet=dataclasses.replace(front.supernet, students=0)) == demo
+
+
 def test_a_profile_is_what_it_says_but_for_what_the_study_says() -> None:
     tiny = parse_study({"name": "x", "profile": "tiny"})
     assert (tiny.student.hidden_size, tiny.student.embedding_size, tiny.cell.depths) == (128, 64, [1])

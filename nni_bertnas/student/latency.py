@@ -42,14 +42,14 @@ class Part:
     Attributes:
         name: Says exactly what is measured, so that it is known again.
         make: Given lengths, its forward pass.
-        others: Likewise, what reads as much memory as the layers around it in a student, before each of its passes,
-            and is not counted: alone it would find its weights in the processor's nearest cache, and take two thirds of
-            the time. None: of what is whole.
+        whole: Whether it is a model. Before each pass of what is not, as much memory is read, and not counted, as the
+            layers around it in a student read: alone it would find its weights in the processor's nearest cache, and
+            take two thirds of the time.
     """
 
     name: str
     make: Callable[[Sequence[int]], Call] = field(compare=False)
-    others: Callable[[Sequence[int]], Call] | None = field(default=None, compare=False)
+    whole: bool = False
 
 
 def model_part(model: Any, *, pairs: bool, batch: int = 1) -> Part:
@@ -63,7 +63,7 @@ def model_part(model: Any, *, pairs: bool, batch: int = 1) -> Part:
     kind = "student" if isinstance(model.config, StudentConfig) else _TEACHER
     shape = {name: value for name, value in model.config.to_dict().items() if name not in _NO_COST}
     name = f"{kind} {fingerprint(shape, pairs)}"
-    return Part(name, lambda lengths: model_call(model, lengths, pairs=pairs, batch=batch))
+    return Part(name, lambda lengths: model_call(model, lengths, pairs=pairs, batch=batch), whole=True)
 
 
 def cell_parts(one: Candidate, width: int, *, sides: int = 1, batch: int = 1) -> list[Part]:
@@ -82,7 +82,7 @@ def cell_parts(one: Candidate, width: int, *, sides: int = 1, batch: int = 1) ->
             return cell_call(body, width, lengths, sides=sides, batch=batch)
 
         name = f"{space}: {spell(architecture)}; {_shape(width, sides)}"
-        return Part(name, make, _read_much)
+        return Part(name, make)
 
     if issubclass(find_space(one.space), Sequential):
         layers = (one.architecture[f"layer_{number}"] for number in range(one.depth))
@@ -96,12 +96,7 @@ def link_part(width: int, *, sides: int = 1, batch: int = 1) -> Part:
     def make(lengths: Sequence[int]) -> Call:
         return cell_call(_Map(width), width, lengths, sides=sides, batch=batch)
 
-    return Part(f"map; {_shape(width, sides)}", make, _read_much)
-
-
-def _read_much(lengths: Sequence[int]) -> Call:
-    content = torch.zeros(_OTHER_BYTES // 4)
-    return lambda length: content.sum()
+    return Part(f"map; {_shape(width, sides)}", make)
 
 
 class _Map(nn.Module):
@@ -196,17 +191,15 @@ class LatencyTable:
             for length, names in missing.items()
             if names
         }
-        others = {
-            length: {name: around([length]) for name in own if (around := wanted[name].others) is not None}
-            for length, own in calls.items()
+        content = torch.zeros(_OTHER_BYTES // 4)
+        before: dict[str, Call] = {
+            name: lambda length: content.sum() for name, part in wanted.items() if not part.whole
         }
         times: dict[int, list[dict[str, float]]] = {length: [] for length in calls}
         for _ in range(_ROUNDS):  # so that a slow moment of the machine meets all lengths and parts alike
             for length, own in calls.items():
                 times[length].append(
-                    measure_latency_ms(
-                        own, [length] * _PASSES, threads=self.threads, run=_PASSES, before=others[length]
-                    )
+                    measure_latency_ms(own, [length] * _PASSES, threads=self.threads, run=_PASSES, before=before)
                 )
         found: dict[str, dict[int, float]] = {}
         for length, rounds in times.items():

@@ -74,20 +74,18 @@ def replaced_errors(
         one = batch.to(next(model.parameters()).device)
         reading = _separate(model, one) if separate else _joint(model, one)
         with _seeing(layers[0]) as seen:
-            states = model(**reading.inputs, output_hidden_states=True).hidden_states
+            output = model(**reading.inputs, output_hidden_states=True)
+        states, target = output.hidden_states, _answer(output, reading)
         form = _form(seen[0], states[1])
         if form is None:
             return None
 
         def answer(hidden: Tensor, reading: _Reading = reading, form: tuple[Any, int | None] = form) -> Tensor:
             with _starting_from(first, hidden, *form):
-                return _answer(model, reading)
+                return _answer(model(**reading.inputs), reading)
 
-        target = answer(states[exit_])
-        if not targets:
-            whole = _answer(model, reading)
-            if not (target - whole).abs().max() <= _SAME * (whole.std() + 1e-6):
-                return None
+        if not targets and not (answer(states[exit_]) - target).abs().max() <= _SAME * (target.std() + 1e-6):
+            return None
         targets.append(target.flatten(1))
         for number, cell in enumerate(cells):
             made = cell(states[entry][:, reading.first :], reading.mask, reading.second)
@@ -111,8 +109,7 @@ def _separate(model: "PreTrainedModel", batch: Batch) -> _Reading:
     return _Reading(model_inputs(model, alone), side_mask, None, 1)
 
 
-def _answer(model: "PreTrainedModel", reading: _Reading) -> Tensor:
-    output = model(**reading.inputs)
+def _answer(output: Any, reading: _Reading) -> Tensor:
     if hasattr(output, "logits"):
         logits: Tensor = output.logits
         return logits

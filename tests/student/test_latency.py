@@ -2,6 +2,8 @@
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,4 +100,6 @@ def test_a_cell_is_the_sum_of_its_layers_and_a_graph_a_whole(tmp_path: Path) -> 
 
 def test_other_work_is_seen() -> None:
     watch = OtherWork()
-    assert 0 <= watch.cores() < 10_000
+    busy = "import time; end = time.monotonic() + 1\nwhile time.monotonic() < end: pass"
+    subprocess.run([sys.executable, "-c", busy], check=True)
+    assert watch.cores() > 0.3

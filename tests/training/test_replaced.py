@@ -87,14 +87,10 @@ def test_what_leaves_the_hidden_states_alone_costs_nothing(shape: PretrainedConf
             self.seen += 1
             return states[self.seen - 1][edges[1]]
 
-    for one in batches():  # types make no difference here
-        one.token_type_ids = torch.zeros_like(one.token_type_ids)
     plain = [Batch(input_ids=one.input_ids, mask=one.mask, token_type_ids=torch.zeros_like(one.input_ids))
              for one in batches()]  # fmt: skip
     found = replaced_errors(model, edges, [Known(), Zero()], plain, separate=False)
     assert found is not None and found[0] < 1e-9 and found[1] > 1e-3
-    before = torch.cat([model(input_ids=one.input_ids, attention_mask=one.mask.long()).logits for one in plain])
-    assert torch.isfinite(before).all()
     assert not any("forward" in vars(module) for module in model.modules())  # nothing is left behind
 
 
