@@ -29,7 +29,7 @@ FLOORS = (
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 NNI = ("nni_bertnas.search.", "nni_bertnas.launch.", "search_space.spaces")
-SHIPPED = tuple(f"search_space.{name}" for name in ("student", "cells", "heads", "operations"))
+SHIPPED = tuple(f"search_space.{name}" for name in ("student", "cells", "embeddings", "heads", "operations"))
 
 
 def read(path: Path) -> tuple[str, set[str]]:

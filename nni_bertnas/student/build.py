@@ -14,8 +14,9 @@ from nni_bertnas.errors import PhaseError
 from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.student.start import Start
 from search_space.cells import Cell
+from search_space.embeddings import Embeddings
 from search_space.heads import HEADS, split_pairs
-from search_space.student import Embeddings, StudentConfig, StudentForSequenceClassification
+from search_space.student import StudentConfig, StudentForSequenceClassification
 
 _SMOOTH = 1e-3
 _ENCODINGS: tuple[Literal["joint", "separate"], ...] = ("joint", "separate")

@@ -22,7 +22,7 @@ from nni_bertnas.artifacts import file_fingerprint, fingerprint, write_whole
 from nni_bertnas.machine import num_cores
 from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.student.cost import Call, cell_call, measure_latency_ms, model_call
-from search_space import cells, heads, operations, student
+from search_space import cells, embeddings, heads, operations, student
 from search_space.cells import Sequential, build_body, find_space, spell
 from search_space.student import StudentConfig
 
@@ -248,7 +248,7 @@ def around(lengths: Sequence[int]) -> list[int]:
 @cache
 def describe_machine() -> dict[str, Any]:
     """What a latency depends on beside the model: the processor, torch, and the code of the search space."""
-    code = [file_fingerprint(Path(str(module.__file__))) for module in (operations, cells, heads, student)]
+    code = [file_fingerprint(Path(str(module.__file__))) for module in (operations, cells, embeddings, heads, student)]
     return {
         "processor": _processor(),
         "cores": num_cores(),
