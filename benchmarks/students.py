@@ -4,26 +4,31 @@
 
 One teacher and one search per task (of the study's own seed); the students are trained with every seed and budget.
 Scores are on GLUE's dev files (glue_dev), which neither training nor choice looks at. What is finished is reused, so it
-can be run in pieces; nothing else should run beside it, as latencies are measured: batch 1, one thread, 64 word pieces
-for single texts and the task's own lengths for pairs. Raw results go to benchmarks/results/students.json; the last line
-is one JSON object. About 15 minutes per task and 3 per student on two cores.
+can be run in pieces. At the end of a task its students and its teacher are timed in the same turns, which counts only
+where nothing runs beside it (`--measure` times them once more and does nothing else): batch 1, one thread, 64 word
+pieces for single texts and the task's own lengths for pairs. Raw results go to benchmarks/results/students.json; the
+last line is one JSON object. About 15 minutes per task and 3 per student on two cores.
 """
 
+import shutil
 import time
-from statistics import mean
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, median
 from typing import Any
 
 from common import RESULTS, Results, change, finish, glue_study, make_stages, options_parser, start
 
-from nni_bertnas.config import BudgetSettings
+from nni_bertnas.config import BudgetSettings, Study
 from nni_bertnas.data.models import load_classifier
 from nni_bertnas.stages import STAGES
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure
+from nni_bertnas.stages.students import FIDELITY
 from nni_bertnas.student.cost import measure_latency_ms, model_call
 from search_space.cells import spell
 
-_LENGTHS = [64] * 60  # of single texts
+_ROUNDS = 5
 _BEFORE = [name for name in STAGES if name not in ("supernet", "frontier", "baselines")]
 
 
@@ -31,43 +36,66 @@ def main() -> None:
     """Make the students, write the results, print the figures."""
     parser = options_parser(__doc__, tasks=("stsb", "mrpc", "sst2", "cola"), seeds=(0, 1, 2))
     parser.add_argument("--speedups", nargs="+", type=float, default=[10.0, 20.0])
+    parser.add_argument("--measure", action="store_true", help="only time the finished students once more")
     arguments = parser.parse_args()
     start(arguments.threads)
     results = Results(RESULTS / "students.json")
     for name in arguments.tasks:
         study = glue_study(name, arguments.glue)
-        before = time.perf_counter()
-        make_stages(Run(study), *_BEFORE)
-        print(name, "search and what comes before", f"{time.perf_counter() - before:.0f} s", flush=True)
-        for speedup in arguments.speedups:
-            run = Run(change(study, supernet={"budget": BudgetSettings(min_speedup=speedup)}))
-            for seed in arguments.seeds:
-                key = f"{name} {speedup:g} {seed}"
-                if key not in results:
-                    results[key] = row(run, ensure(run, "supernet", {"seed": seed}))
-                print(key, results.data[key], flush=True)
+        if not arguments.measure:
+            make(results, name, study, arguments.speedups, arguments.seeds)
+        measure(results, name, Run(study))
     finish(summary(results.data))
 
 
-def row(run: Run, result: dict[str, Any]) -> dict[str, Any]:
+def make(results: Results, name: str, study: Study, speedups: Sequence[float], seeds: Sequence[int]) -> None:
+    """The students of one task that are not there yet."""
+    before = time.perf_counter()
+    make_stages(Run(study), *_BEFORE)
+    print(name, "search and what comes before", f"{time.perf_counter() - before:.0f} s", flush=True)
+    for speedup in speedups:
+        run = Run(change(study, supernet={"budget": BudgetSettings(min_speedup=speedup)}))
+        for seed in seeds:
+            key = f"{name} {speedup:g} {seed}"
+            if key not in results:
+                result = ensure(run, "supernet", {"seed": seed})
+                kept = folder(run, key)
+                shutil.rmtree(kept, ignore_errors=True)
+                shutil.copytree(run.folder("supernet", {"seed": seed}) / "student", kept)
+                results[key] = row(result)
+            print(key, results.data[key], flush=True)
+
+
+def folder(run: Run, key: str) -> Path:
+    """Where a finished student is kept; the next budget's takes its place in the run."""
+    return run.root / "students" / key.replace(" ", "-")
+
+
+def measure(results: Results, name: str, run: Run) -> None:
+    """Time the students that are kept of a task against its teacher."""
+    keys = [key for key in results.data if key.startswith(f"{name} ") and folder(run, key).exists()]
+    lengths = run.latency_lengths if run.task.pairs else [64] * 60
+    models = {"teacher": run.load_teacher()[0], **{key: load_classifier(folder(run, key))[0] for key in keys}}
+    calls = {key: model_call(model, lengths, pairs=run.task.pairs) for key, model in models.items()}
+    rounds = [measure_latency_ms(calls, lengths) for _ in range(_ROUNDS)]
+    for key in keys:
+        results.data[key]["latency_ms"] = median(one[key] for one in rounds)
+        results.data[key]["speedup"] = median(one["teacher"] / one[key] for one in rounds)
+    results.write()
+
+
+def row(result: dict[str, Any]) -> dict[str, Any]:
     """What is kept of one student."""
-    speedup = result["speedup"]
-    if not run.task.pairs:
-        models = {"teacher": run.load_teacher()[0]}
-        models["student"] = load_classifier(run.folder("supernet", {"seed": result["seed"]}) / "student")[0]
-        calls = {side: model_call(model, _LENGTHS) for side, model in models.items()}
-        latency_ms = measure_latency_ms(calls, _LENGTHS)
-        speedup = latency_ms["teacher"] / latency_ms["student"]
     scores = {side: {key: value for key, value in result[side].items() if key.startswith(("dev_", "glue_dev"))}
               for side in ("teacher", "student")}  # fmt: skip
     return {
         **scores,
-        "speedup": speedup,
+        "speedup": result["speedup"],
         "latency_ms": result["student"]["latency_ms"],
         "num_params": result["student"]["num_params"],
         "kept": result["kept"],
         "cells": [spell(one) for one in result["architecture"]],
-        "compared": {name: one[f"dev_{run.task.metric}"] for name, one in result.get("compared", {}).items()},
+        "compared": {side: one[FIDELITY] for side, one in result.get("compared", {}).items()},
         "general_seconds": result["general_seconds"],
         "seconds": result["seconds"],
     }
