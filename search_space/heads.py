@@ -73,7 +73,7 @@ class Compare(Head):
     def forward(self, side: Side) -> tuple[Tensor, Tensor]:
         """See :class:`Head`."""
         vectors = weighted_mean(side[0], self.shares(side))
-        one, other = vectors.chunk(2)
+        one, other = halves(vectors)
         cosine = F.cosine_similarity(one, other, dim=-1).unsqueeze(-1)
         features = [(one - other).abs(), one * other, cosine, *(() if self.symmetric else (one, other))]
         return F.gelu(self.dense(torch.cat(features, dim=-1))), vectors
@@ -96,21 +96,33 @@ class Align(Head):
     def forward(self, side: Side) -> tuple[Tensor, Tensor]:
         """See :class:`Head`."""
         x, mask, _ = side
-        share, batch = self.shares(side), len(x) // 2
-        first, second = F.normalize(x, dim=-1).chunk(2)
+        share = self.shares(side)
+        first, second = halves(F.normalize(x, dim=-1))
         alike = first @ second.transpose(1, 2)  # (batch, seq, seq)
         similar = torch.cat([alike, alike.transpose(1, 2)])
-        there = mask.roll(batch, 0).unsqueeze(1)  # of the other text
-        aligned = masked_softmax(self.sharpness * similar, there) @ x.roll(batch, 0)
+        there = swap(mask).unsqueeze(1)  # of the other text
+        aligned = masked_softmax(self.sharpness * similar, there) @ swap(x)
         compared = F.gelu(self.compare(torch.cat([(x - aligned).abs(), x * aligned], dim=-1)))
         missing = 1 - similar.masked_fill(~there, -1.0).amax(-1)  # 0 where the same piece is there
         weighted = (share * missing).sum(-1)
         missing, count = missing * mask, mask.sum(-1).clamp(min=1)
         numbers = torch.stack([weighted, missing.amax(-1), missing.sum(-1) / count, count.log() / 4], dim=-1)
         found = torch.cat([weighted_mean(compared, share), maximum((compared, mask, None)), numbers], dim=-1)
-        first, second = found.chunk(2)
+        first, second = halves(found)
         both = [first + second, (first - second).abs()] if self.symmetric else [first, second]
         return F.gelu(self.dense(torch.cat(both, dim=-1))), weighted_mean(x, share)
+
+
+def halves(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of first texts and those of second ones, each `(batch, ...)`, out of `(2 * batch, ...)`."""
+    batch = values.shape[0] // 2  # not chunk(), by which torch.export takes the batch to be always of one size
+    return values[:batch], values[batch:]
+
+
+def swap(values: Tensor) -> Tensor:
+    """The other text's in place of each text's: `(2 * batch, ...)`."""
+    first, second = halves(values)
+    return torch.cat([second, first])
 
 
 def split_pairs(mask: Tensor, second: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
@@ -130,7 +142,13 @@ def split_pairs(mask: Tensor, second: Tensor, *values: Tensor) -> tuple[Tensor, 
     first = mask & ~second
     keep = torch.cat([first & (first.cumsum(1) > 1), second])
     count = keep.sum(1, keepdim=True)
-    order = torch.argsort(keep.to(torch.uint8), dim=1, descending=True, stable=True)[:, : int(count.max())]
+    # Kept ones first, in their order; by keys that are all different, as ONNX knows no stable sort.
+    places = torch.arange(keep.shape[1], device=keep.device)
+    keys = torch.where(keep, keep.shape[1] - places, -places)
+    longest = count.max().item()
+    if torch.compiler.is_exporting():
+        torch._check(longest > 1)  # else a length of 1 is taken for one that is spread
+    order = keys.argsort(dim=1, descending=True)[:, :longest]
     sides = []
     for value in values:
         index = order if value.ndim == 2 else order.unsqueeze(-1).expand(-1, -1, value.shape[-1])

@@ -51,7 +51,12 @@ class MaxPool(nn.Module):
         """`(batch, seq, hidden)`, `(batch, seq)` -> `(batch, seq, hidden)`."""
         hidden = ~mask.unsqueeze(-1)
         lowest = x.masked_fill(hidden, torch.finfo(x.dtype).min)
-        pooled = F.max_pool1d(lowest.transpose(1, 2), self.kernel_size, stride=1, padding=self.kernel_size // 2)
+        half = self.kernel_size // 2
+        if torch.compiler.is_exporting():  # which takes the length that goes into max_pool1d to be always the same
+            around = F.pad(lowest, (0, 0, half, half), value=torch.finfo(x.dtype).min)
+            shifted = [around[:, first : first + x.shape[1]] for first in range(self.kernel_size)]
+            return torch.stack(shifted).amax(0).masked_fill(hidden, 0.0)
+        pooled = F.max_pool1d(lowest.transpose(1, 2), self.kernel_size, stride=1, padding=half)
         return pooled.transpose(1, 2).masked_fill(hidden, 0.0)
 
 
@@ -86,7 +91,7 @@ class BidirectionalGRU(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """`(batch, seq, hidden)`, `(batch, seq)` -> `(batch, seq, hidden)`."""
         positions = torch.arange(x.shape[1], device=x.device)
-        order = torch.argsort(mask.to(torch.uint8), dim=1, descending=True, stable=True)
+        order = torch.argsort(torch.where(mask, x.shape[1] - positions, -positions), dim=1, descending=True)
         length = mask.sum(dim=1, keepdim=True)
         flipped = torch.where(positions < length, length - 1 - positions, positions)
         front = _take(x, order)
