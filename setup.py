@@ -8,6 +8,9 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "nni_bertnas" / "__init__.py").read_text())[1]
 
+RUNTIME = ["numpy>=2", "onnxruntime>=1.20", "tokenizers>=0.20"]
+EXPORT = ["onnx>=1.17", "onnxscript>=0.5", *RUNTIME]
+
 setup(
     name="nni-bertnas",
     version=VERSION,
@@ -45,9 +48,13 @@ setup(
         "vectors": ["gensim>=4.4"],
         # The last of both that NNI's ENAS works with; later ones of tianshou have another interface.
         "enas": ["tianshou>=0.5.1,<0.6", "gym>=0.26.2,<0.27"],
+        "runtime": RUNTIME,
+        "serve": [*RUNTIME, "fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20"],
+        "export": EXPORT,
+        "openvino": [*EXPORT, "openvino>=2025.0"],
         "plots": ["matplotlib>=3.9"],
         "docs": ["mkdocs-material>=9.5"],
-        "dev": ["pytest>=8", "pytest-timeout", "hypothesis>=6", "ruff", "mypy", "pre-commit", "types-PyYAML"],
+        "dev": ["pytest>=8", "httpx", "pytest-timeout", "hypothesis>=6", "ruff", "mypy", "pre-commit", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["bertnas = nni_bertnas.cli:main"]},
 )

@@ -17,6 +17,7 @@ if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
     os.environ["GOMP_SPINCOUNT"] = "1000"
 
 _PUBLIC = {
+    "Classifier": "nni_bertnas.runtime.classifier",
     "CellSpace": "search_space.spaces",
     "DistillationEvaluator": "nni_bertnas.search.evaluator",
     "FeatureStore": "nni_bertnas.store.reader",

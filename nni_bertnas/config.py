@@ -353,6 +353,15 @@ class DistillSettings:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class ExportSettings:
+    """Formats other than the saved folder."""
+
+    min_agreement: Rate | None = None  # share of held-out rows answered alike; null: 0.99, of 8-bit formats 0.98
+    rows: Positive = 1000  # of dev, at most, on which that is tried
+    calibration_rows: Positive = 200  # of train, at most, by which 8-bit activations are scaled
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrackingSettings:
     """Weights & Biases; the key comes from WANDB_API_KEY alone."""
 
@@ -391,6 +400,7 @@ class Study:
     supernet: SupernetSettings = dataclasses.field(default_factory=SupernetSettings)
     baseline: BaselineSettings = dataclasses.field(default_factory=BaselineSettings)
     distill: DistillSettings = dataclasses.field(default_factory=DistillSettings)
+    export: ExportSettings = dataclasses.field(default_factory=ExportSettings)
     tracking: TrackingSettings = dataclasses.field(default_factory=TrackingSettings)
     nni: NniSettings = dataclasses.field(default_factory=NniSettings)
 

@@ -6,6 +6,8 @@ where a position counts, and what is added to the scores by which positions are 
 alone, so that a saved student loads anywhere.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -145,7 +147,9 @@ def split_pairs(mask: Tensor, second: Tensor, *values: Tensor) -> tuple[Tensor, 
     # Kept ones first, in their order; by keys that are all different, as ONNX knows no stable sort.
     places = torch.arange(keep.shape[1], device=keep.device)
     keys = torch.where(keep, keep.shape[1] - places, -places)
-    longest = count.max().item()
+    longest: Any = count.max()
+    if not torch.jit.is_tracing():  # which would take a number to be the same for all rows
+        longest = longest.item()
     if torch.compiler.is_exporting():
         torch._check(longest > 1)  # else a length of 1 is taken for one that is spread
     order = keys.argsort(dim=1, descending=True)[:, :longest]

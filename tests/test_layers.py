@@ -23,6 +23,7 @@ FLOORS = (
     ("training",),
     ("store", "student"),
     ("data",),
+    ("runtime",),
     ("artifacts", "tracking"),
     ("config", "machine", "profiles"),
     ("errors",),
@@ -40,7 +41,8 @@ def read(path: Path) -> tuple[str, set[str]]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            module = f"{name.rpartition('.')[0]}.{node.module}" if node.level else str(node.module)
+            package = name if path.stem == "__init__" else name.rpartition(".")[0]
+            module = f"{package}.{node.module}" if node.level else str(node.module)
             found |= {f"{module}:{alias.name}" for alias in node.names}
     return name, found
 
@@ -92,6 +94,16 @@ def test_what_a_saved_student_ships_needs_torch_and_transformers_alone() -> None
         libraries = {"collections", "contextlib", "dataclasses", "functools", "importlib", "typing"}
         assert outside <= {"torch", "transformers"} | libraries
         assert {module for module in targets(name) if module.startswith("search_space")} <= set(SHIPPED)
+
+
+def test_what_an_exported_model_ships_needs_three_packages_alone() -> None:
+    engines = {"numpy", "onnxruntime", "tokenizers", "openvino", "torch"}
+    service = {"fastapi", "prometheus_client", "pydantic", "uvicorn"}
+    for name in (name for name in IMPORTS if name.startswith("nni_bertnas.runtime")):
+        outside = {module.split(".")[0] for module in targets(name)} - {"nni_bertnas"} - set(sys.stdlib_module_names)
+        assert outside <= (engines | service if name.endswith(".server") else engines)
+        own = {module for module in targets(name) if module.startswith("nni_bertnas")}
+        assert all(room(module) == "runtime" or name == "nni_bertnas.runtime.errors" for module in own)
 
 
 def test_there_are_no_circles() -> None:

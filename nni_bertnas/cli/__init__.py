@@ -114,15 +114,34 @@ COMMANDS: dict[str, Command] = {
     ),
     "export": Command(
         "export",
-        "a saved teacher or student in another format",
+        "a saved teacher or student, or a study's best student, in another format",
         {
-            **_MODEL,
+            "model": {"type": Path, "metavar": "STUDY|MODEL", "help": "a study's YAML file, or a model's folder"},
             "--to": {
                 "choices": FORMATS,
                 "required": True,
                 "help": "; ".join(f"{name}: {one.help}" for name, one in FORMATS.items()),
             },
             "--output": {"type": Path, "metavar": "FOLDER", "required": True, "help": "takes it; must be new"},
+            "--rows": {
+                "type": Path, "metavar": "FILE", "help": "rows to compare it on (default: dev of the model's study)"
+            },
+            "--min-agreement": {
+                "type": float, "metavar": "SHARE", "help": "of rows answered alike (default: export.min_agreement)"
+            },
+        },
+    ),
+    "serve": Command(
+        "serve",
+        "an exported model as a web service: POST /predict, GET /health, GET /metrics",
+        {
+            "folder": {"type": Path, "metavar": "FOLDER", "help": "what `bertnas export --to onnx` wrote"},
+            "--host": {"default": "127.0.0.1", "help": "(default: 127.0.0.1, this machine alone)"},
+            "--port": {"type": int, "default": 8000, "metavar": "N", "help": "(default: 8000)"},
+            "--threads": {"type": int, "default": 1, "metavar": "N", "help": "of every pass (default: 1)"},
+            "--max-batch": {"type": int, "default": 32, "metavar": "N", "help": "rows of a pass (default: 32)"},
+            "--max-texts": {"type": int, "default": 64, "metavar": "N", "help": "of a request (default: 64)"},
+            "--max-characters": {"type": int, "default": 10_000, "metavar": "N", "help": "of a text (default: 10000)"},
         },
     ),
 }  # fmt: skip

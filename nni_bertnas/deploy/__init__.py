@@ -1,26 +1,7 @@
 """A trained model in use: predictions, and the formats it can be exported to. One row of FORMATS each."""
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
-
-from nni_bertnas.artifacts import atomic_folder
-from nni_bertnas.errors import ConfigError, lookup
-
-
-class Exporter(Protocol):
-    """What a format's module has as `export`."""
-
-    def __call__(self, source: Path, target: Path) -> None:
-        """Write what the format wants of a saved model into a fresh folder.
-
-        Args:
-            source: Folder of a saved student or teacher.
-            target: Folder that is there and empty.
-        """
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,37 +9,27 @@ class Format:
     """One format.
 
     Attributes:
-        module: Of this folder; loaded when it is used, as it may need an extra.
+        module: Of this folder, with an `export(source, target, rows)`; loaded when it is used, as it may need an extra.
         help: What comes out.
+        min_agreement: The share of held-out rows on which it has to answer as the model does, where nobody says else.
+        extra: Of this package, which has what it needs; empty where nothing more is.
     """
 
     module: str
     help: str
+    min_agreement: float = 0.99
+    extra: str = ""
 
 
 FORMATS: Mapping[str, Format] = {
     "hf": Format(module="hugging_face", help="a folder that loads with transformers alone"),
+    "onnx": Format(module="onnx", help="runs without torch", extra="export"),
+    "onnx-int8": Format(
+        module="onnx_int8", help="8-bit weights, activations by each pass", min_agreement=0.98, extra="export"
+    ),
+    "onnx-int8-static": Format(
+        module="onnx_int8_static", help="8-bit, activations calibrated", min_agreement=0.98, extra="export"
+    ),
+    "openvino": Format(module="openvino", help="for Intel's runtime", extra="openvino"),
+    "torchscript": Format(module="torchscript", help="torch without this package, C++ too"),
 }
-
-
-def export(source: Path, name: str, target: Path) -> None:
-    """Export a saved model.
-
-    Args:
-        source: Its folder.
-        name: A key of FORMATS.
-        target: Folder that takes it; must not be there yet, or be empty.
-
-    Raises:
-        ConfigError: There is no such format or model, or the folder holds something.
-    """
-    form = lookup(FORMATS, name, "--to")
-    if not (source / "config.json").is_file():
-        raise ConfigError(f"{source} holds no model; give its folder, e.g. runs/demo/supernet/seed0/student")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"--output: {target} is there already; name another folder")
-    exporter: Exporter = importlib.import_module(f"{__name__}.{form.module}").export
-    if target.resolve() == Path.cwd():
-        raise ConfigError("--output: must not be the folder that the command runs in; name another")
-    with atomic_folder(target.resolve()) as folder:
-        exporter(source, folder)

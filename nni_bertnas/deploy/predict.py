@@ -18,6 +18,7 @@ from nni_bertnas.data.tokens import tokenize
 from nni_bertnas.deploy.copies import check_target, column_names, write_copy
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.machine import best_device
+from nni_bertnas.runtime.manifest import Kind
 from nni_bertnas.student.start import places
 
 if TYPE_CHECKING:
@@ -65,9 +66,14 @@ class Predictor:
         return found
 
     @property
+    def kind(self) -> Kind:
+        """What a row gets: one class, any number of labels, or a score."""
+        return kind_of(self.model.config)
+
+    @property
     def several(self) -> bool:
         """Whether a row can have any number of labels."""
-        return bool(self.model.config.problem_type == "multi_label_classification")
+        return self.kind == "labels"
 
     def predictions(self, probabilities: np.ndarray) -> list[Any]:
         """Label names, lists of them, or scores, `(num_rows,)`, of what :meth:`probabilities` gave."""
@@ -79,6 +85,19 @@ class Predictor:
         return [self.label_names[number] for number in probabilities.argmax(1)]
 
 
+def kind_of(config: Any) -> Kind:
+    """What a classifier of transformers gives to a row, by its configuration."""
+    if config.problem_type == "multi_label_classification":
+        return "labels"
+    return "score" if config.num_labels == 1 else "class"
+
+
+def cut_length(model: Any, tokenizer: Any) -> int:
+    """Word pieces that a classifier's rows are cut to."""
+    note = getattr(model.config, "bertnas_task", None) or {}
+    return int(note.get("max_length", min(tokenizer.model_max_length, places(model))))
+
+
 def load_predictor(folder: Path) -> Predictor:
     """Open a saved teacher, student, or any Hugging Face classifier.
 
@@ -88,10 +107,7 @@ def load_predictor(folder: Path) -> Predictor:
     model, tokenizer = load_classifier(folder)
     model.to(best_device())
     note = getattr(model.config, "bertnas_task", None) or {}
-    longest = min(tokenizer.model_max_length, places(model))
-    return Predictor(
-        model, tokenizer, note.get("name", ""), tuple(note.get("texts", ())), note.get("max_length", longest)
-    )
+    return Predictor(model, tokenizer, note.get("name", ""), tuple(note.get("texts", ())), cut_length(model, tokenizer))
 
 
 def predict_file(

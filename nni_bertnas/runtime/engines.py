@@ -1,0 +1,74 @@
+"""What runs an exported model: one row of ENGINES per ending of its file."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import ConfigError
+
+Inputs = Mapping[str, np.ndarray]  # by name, `(batch, seq)`
+Engine = Callable[[Inputs], np.ndarray]  # -> logits, `(batch, num_labels)`
+
+
+def _onnx(path: Path, threads: int) -> Engine:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda inputs: session.run(["logits"], dict(inputs))[0]
+
+
+def _openvino(path: Path, threads: int) -> Engine:
+    import openvino
+
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
+    return lambda inputs: np.array(request.infer(dict(inputs))["logits"])
+
+
+def _torchscript(path: Path, threads: int) -> Engine:
+    import torch
+
+    torch.set_num_threads(threads)
+    model = torch.jit.load(str(path), map_location="cpu")
+
+    def run(inputs: Inputs) -> np.ndarray:
+        with torch.inference_mode():
+            logits: np.ndarray = model(*(torch.from_numpy(value) for value in inputs.values())).numpy()
+            return logits
+
+    return run
+
+
+ENGINES: Mapping[str, tuple[Callable[[Path, int], Engine], str]] = {  # with what has to be installed
+    ".onnx": (_onnx, "nni-bertnas[runtime]"),
+    ".xml": (_openvino, "nni-bertnas[openvino]"),
+    ".ts": (_torchscript, "torch"),
+}
+
+
+def open_engine(path: Path, threads: int) -> Engine:
+    """Load a model's file.
+
+    Args:
+        path: With an ending out of ENGINES.
+        threads: Of every pass.
+
+    Raises:
+        ConfigError: It cannot be loaded, or what runs it is not installed.
+    """
+    make, package = ENGINES[path.suffix]
+    try:
+        return make(path, threads)
+    except ImportError as error:
+        raise ConfigError(f"{path.name} needs {error.name}; install it with: pip install '{package}'") from error
+    except Exception as error:  # each library has its own
+        raise ConfigError(f"{path} cannot be loaded ({_first_line(error)}); export the model once more") from error
+
+
+def _first_line(error: Any) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
