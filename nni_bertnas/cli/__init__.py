@@ -131,6 +131,17 @@ COMMANDS: dict[str, Command] = {
             },
         },
     ),
+    "bench": Command(
+        "bench",
+        "saved and exported models beside each other: latency, throughput, memory, size, time to the first answer",
+        {
+            "models": {"type": Path, "nargs": "+", "metavar": "MODEL", "help": "a folder, or a study file"},
+            "--rows": {"type": Path, "metavar": "FILE", "help": "of the task (default: dev of a model's study)"},
+            "--threads": {"type": int, "default": 1, "metavar": "N", "help": "of every pass (default: 1)"},
+            "--json": {"type": Path, "metavar": "FILE", "help": "write all figures"},
+            "--draw": {"type": Path, "metavar": "FILE", "help": "draw them, .png or .svg (extra plots)"},
+        },
+    ),
     "serve": Command(
         "serve",
         "an exported model as a web service: POST /predict, GET /health, GET /metrics",

@@ -1,5 +1,7 @@
 """What is exported: the best student of a study, or a saved model, and the rows on which its exports are tried."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,13 +9,13 @@ from nni_bertnas.config import ExportSettings, Study
 from nni_bertnas.data.rows import Rows
 from nni_bertnas.data.task_data import load_task
 from nni_bertnas.data.texts import read_texts
-from nni_bertnas.deploy.predict import load_predictor
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.report.results import best_student
+from nni_bertnas.runtime.manifest import FILE, read_manifest
 from nni_bertnas.stages.run import Run
 from nni_bertnas.study_files import load_study
 
-_ENDINGS = (".yml", ".yaml")
+STUDY_ENDINGS = (".yml", ".yaml")
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,12 @@ def find_exported(path: Path, rows: Path | None = None) -> Exported:
         PhaseError: The study has no student yet.
     """
     study, folder = None, path
-    if path.suffix in _ENDINGS:
+    if path.suffix in STUDY_ENDINGS:
         study = load_study(path)
         folder = best_student(Run(study))[0] / "student"
-    elif not (path / "config.json").is_file():
-        raise ConfigError(f"{path} holds no model; give its folder, e.g. runs/demo/supernet/seed0/student, or a study")
+    columns = model_texts(folder)
     if rows is None:
-        study = study or _study_of(folder)
+        study = study or study_of(folder)
         if study is None:
             raise ConfigError(
                 f"--rows: {folder} lies in no run, so name a file of its task (.csv, .tsv, .jsonl, .parquet or .txt) "
@@ -62,11 +63,28 @@ def find_exported(path: Path, rows: Path | None = None) -> Exported:
             folder, _some(splits["dev"], settings.rows), _some(splits["train"], settings.calibration_rows), settings
         )
     settings = ExportSettings() if study is None else study.export
-    found = _read(rows, folder, max(settings.rows, settings.calibration_rows))
+    if not columns:
+        raise ConfigError(f"--rows: {folder} does not say which columns it reads; export a model of a study")
+    found = read_some(rows, columns, max(settings.rows, settings.calibration_rows))
     return Exported(folder, _some(found, settings.rows), _some(found, settings.calibration_rows), settings)
 
 
-def _study_of(folder: Path) -> Study | None:
+def model_texts(folder: Path) -> list[str]:
+    """Columns of the texts that a saved or exported model reads; none where it does not say.
+
+    Raises:
+        ConfigError: The folder holds no model.
+    """
+    if (folder / FILE).is_file():
+        return read_manifest(folder).texts
+    try:
+        note = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("bertnas_task") or {}
+    except (OSError, ValueError, AttributeError):
+        raise ConfigError(f"{folder} holds no model; give its folder, e.g. runs/demo/supernet/seed0/student") from None
+    return [str(name) for name in note.get("texts", ())]
+
+
+def study_of(folder: Path) -> Study | None:
     """The study that made a model, which lies beside each result."""
     for place in (folder, folder.resolve().parent):
         if (place / "study.yml").is_file():
@@ -74,10 +92,12 @@ def _study_of(folder: Path) -> Study | None:
     return None
 
 
-def _read(path: Path, folder: Path, count: int) -> Rows:
-    texts = load_predictor(folder).texts
-    if not texts:
-        raise ConfigError(f"--rows: {folder} does not say which columns it reads; export a model of a study")
+def read_some(path: Path, texts: Sequence[str], count: int) -> Rows:
+    """At least so many rows of a file, or all there are.
+
+    Raises:
+        ConfigError: There are none, or the file cannot be read.
+    """
     found: Rows | None = None
     for rows in read_texts(path, texts):
         found = rows if found is None else found + rows

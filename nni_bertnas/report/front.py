@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.report.drawing import ENDINGS
@@ -54,14 +55,8 @@ def draw_front(
     Raises:
         ConfigError: matplotlib is not installed, or the file cannot be written.
     """
-    if path.suffix.lower() not in ENDINGS:
-        raise ConfigError(f"--draw {path}: must end in {' or '.join(ENDINGS)}")
-    try:  # an extra
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("--draw needs matplotlib; install it with pip install 'nni-bertnas[plots]'") from None
     shown = [one for one in measured if cost in one.costs]
-    figure = Figure(figsize=(7, 7 if shown else 4), layout="constrained")
+    figure = new_figure(path, figsize=(7, 7 if shown else 4))
     axes = figure.subplots(2 if shown else 1, 1, squeeze=False)[:, 0]
     unit = _UNITS[cost]
     axes[0].step([getattr(one, cost) / unit for one in found], [one.score for one in found], where="pre", marker="o")
@@ -72,6 +67,30 @@ def draw_front(
             axes[1].annotate(one.name, (one.costs[cost] / unit, 100 * one.score), fontsize=7)
         axes[1].margins(x=0.2)
         axes[1].set(xlabel=_TITLES[cost], ylabel="score on dev, %", title="measured, the more the better", xscale="log")
+    save_figure(figure, path)
+
+
+def new_figure(path: Path, figsize: tuple[float, float]) -> Any:
+    """An empty picture, once it is sure that it can be made.
+
+    Raises:
+        ConfigError: The file's ending is none of a picture, or matplotlib is not installed.
+    """
+    if path.suffix.lower() not in ENDINGS:
+        raise ConfigError(f"--draw {path}: must end in {' or '.join(ENDINGS)}")
+    try:  # an extra
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError("--draw needs matplotlib; install it with pip install 'nni-bertnas[plots]'") from None
+    return Figure(figsize=figsize, layout="constrained")
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a picture.
+
+    Raises:
+        ConfigError: It cannot be written.
+    """
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:
