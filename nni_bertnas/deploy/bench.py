@@ -18,6 +18,7 @@ from nni_bertnas.data.rows import Rows
 from nni_bertnas.deploy.predict import load_predictor
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.runtime.classifier import Classifier
+from nni_bertnas.runtime.engines import ENGINES
 from nni_bertnas.runtime.manifest import FILE
 from nni_bertnas.student.cost import model_call
 
@@ -50,8 +51,8 @@ class Speed:
     """Of one model.
 
     Attributes:
-        name: Its folder.
-        engine: What runs it: `torch`, or the ending of its file.
+        name: The last two names of its folder.
+        engine: What runs it.
         size_mb: Of its weights.
         first_answer_s: From the start of a fresh process's imports to its first answer.
         resident_mb: Memory of that process then; 0 where the system does not tell.
@@ -91,7 +92,7 @@ def bench(folders: Sequence[Path], rows: Rows | None, *, threads: int, pairs: bo
     models = [_open(folder, threads, pairs) for folder in folders]
     example = ("first", "second") if pairs else ("first",)
     speeds = [
-        Speed(str(folder), model.engine, _size_mb(folder), *_one_answer(folder, example))
+        Speed("/".join(folder.resolve().parts[-2:]), model.engine, _size_mb(folder), *_one_answer(folder, example))
         for folder, model in zip(folders, models, strict=True)
     ]
     for batch in BATCHES:
@@ -111,7 +112,7 @@ def _open(folder: Path, threads: int, pairs: bool) -> _Opened:
     if (folder / FILE).is_file():
         classifier = Classifier(folder, threads=threads)
         return _Opened(
-            Path(classifier.manifest.model).suffix.lstrip("."),
+            ENGINES[Path(classifier.manifest.model).suffix].name,
             classifier.manifest.max_length,
             lambda batch, length: classifier.one_pass(batch, length, pairs),
             lambda rows: classifier.probabilities(rows.texts, rows.pairs),
@@ -123,7 +124,7 @@ def _open(folder: Path, threads: int, pairs: bool) -> _Opened:
         call = model_call(predictor.model, [length], pairs=pairs, batch=batch)
         return lambda: call(length)
 
-    return _Opened("torch", predictor.max_length, make, predictor.probabilities)
+    return _Opened("PyTorch", predictor.max_length, make, predictor.probabilities)
 
 
 @torch.inference_mode()

@@ -105,10 +105,10 @@ def draw_speeds(speeds: Sequence[Speed], path: Path) -> None:
     Raises:
         ConfigError: matplotlib is not installed, or the file cannot be written.
     """
-    figure = new_figure(path, figsize=(11, 4.5))
+    figure = new_figure(path, figsize=(12, 4.5))
     left, right = figure.subplots(1, 2)
     for one in speeds:
-        label = f"{Path(one.name).name} ({one.engine})"
+        label = f"{one.name} ({one.engine})"
         lengths = [length for length in LENGTHS if f"1 x {length}" in one.passes]
         left.plot(lengths, [one.passes[f"1 x {length}"]["p50_ms"] for length in lengths], marker="o", label=label)
         batches = [batch for batch in BATCHES if f"{batch} x {LENGTHS[1]}" in one.passes]
@@ -116,5 +116,5 @@ def draw_speeds(speeds: Sequence[Speed], path: Path) -> None:
         right.plot(batches, rates, marker="o", label=label)
     left.set(xlabel="word pieces", ylabel="ms, median, batch 1", yscale="log", xticks=LENGTHS)
     right.set(xlabel=f"batch of {LENGTHS[1]} word pieces", ylabel="rows a second", yscale="log", xticks=BATCHES)
-    left.legend(fontsize=8)
+    figure.legend(*left.get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     save_figure(figure, path)

@@ -1,6 +1,7 @@
 """What runs an exported model: one row of ENGINES per ending of its file."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,25 @@ def _torchscript(path: Path, threads: int) -> Engine:
     return run
 
 
-ENGINES: Mapping[str, tuple[Callable[[Path, int], Engine], str]] = {  # with what has to be installed
-    ".onnx": (_onnx, "nni-bertnas[runtime]"),
-    ".xml": (_openvino, "nni-bertnas[openvino]"),
-    ".ts": (_torchscript, "torch"),
+@dataclass(frozen=True)
+class Kind:
+    """One kind of file.
+
+    Attributes:
+        name: Of what runs it.
+        make: Loads it, with a number of threads.
+        package: What has to be installed.
+    """
+
+    name: str
+    make: Callable[[Path, int], Engine]
+    package: str
+
+
+ENGINES: Mapping[str, Kind] = {
+    ".onnx": Kind("ONNX Runtime", _onnx, "onnxruntime"),
+    ".xml": Kind("OpenVINO", _openvino, "openvino"),
+    ".ts": Kind("TorchScript", _torchscript, "torch"),
 }
 
 
@@ -61,11 +77,11 @@ def open_engine(path: Path, threads: int) -> Engine:
     Raises:
         ConfigError: It cannot be loaded, or what runs it is not installed.
     """
-    make, package = ENGINES[path.suffix]
+    kind = ENGINES[path.suffix]
     try:
-        return make(path, threads)
+        return kind.make(path, threads)
     except ImportError as error:
-        raise ConfigError(f"{path.name} needs {error.name}; install it with: pip install '{package}'") from error
+        raise ConfigError(f"{path.name} needs {error.name}; install it with: pip install {kind.package}") from error
     except Exception as error:  # each library has its own
         raise ConfigError(f"{path} cannot be loaded ({_first_line(error)}); export the model once more") from error
 
