@@ -19,6 +19,11 @@ _MATRIX = 12  # classes up to which a matrix is shown; of more the commonest con
 _COMMON = 25
 MOST = 300  # rows that are listed
 _LONG = 600  # letters of a text that are shown
+_NOTES = {
+    "classification": "Rows are labels, columns answers; shares are of the rows of a label.",
+    "regression": "On the dashed line prediction and data are the same.",
+    "multi_label": "Found: in the data and predicted; too many: predicted alone; missed: in the data alone.",
+}
 # The groups that rows can be shown by; which there are depends on the task.
 _GROUPS = {"teacher": "teacher right", "student": "student right", "neither": "neither right"}
 
@@ -35,22 +40,24 @@ def confusions(page: Page) -> Markup:
     if own is None:
         return _missing("confusions", title, page)
     shown = {"classification": _classes, "regression": _scores, "multi_label": _labels}[page.kind]
-    return section("confusions", title, *shown(own, page.label_names), paragraph(_said(own), kind="note"))
-
-
-def _said(own: Predictions) -> str:
-    count = len(own.rows)
-    return (
-        f"Of {count:,} rows of dev." if count == own.total else f"Of {count:,} random rows of the {own.total:,} of dev."
+    return section(
+        "confusions",
+        title,
+        *shown(own, page.label_names),
+        paragraph(f"{_NOTES[page.kind]} Of {_of(own)}.", kind="note"),
     )
+
+
+def _of(own: Predictions) -> str:
+    count = len(own.rows)
+    return f"{count:,} rows of dev" if count == own.total else f"{count:,} random rows of the {own.total:,} of dev"
 
 
 def _classes(own: Predictions, names: Sequence[str]) -> list[Markup]:
     found = {side: confusion(own.labels, own.answers(side), len(names)) for side in SIDES}
     if len(names) <= _MATRIX:
         matrices = [_matrix(side.capitalize(), found[side], names) for side in SIDES]
-        said = "One row per label, one column per answer; shares are of the rows of a label."
-        return [tag("div", *matrices, class_="pair"), paragraph(said, kind="note")]
+        return [tag("div", *matrices, class_="pair")]
     common = found["student"].copy()
     np.fill_diagonal(common, 0)
     order = np.argsort(-common, axis=None, kind="stable")[:_COMMON]
@@ -118,7 +125,7 @@ def calibration(page: Page) -> Markup:
     note = (
         "Expected calibration error: how far confidence and the share that is right are apart, over ten bins weighted "
         "by their rows; 0 is calibrated. A curve below the dashed line is too sure of itself. Dots are the larger, the "
-        f"more rows they stand for. {_said(own)}"
+        f"more rows they stand for. Of {_of(own)}."
     )
     heads = ["", "calibration error, %", "mean confidence, %", "right, %"]
     return section("calibration", "Calibration",
@@ -142,7 +149,7 @@ def disagreements(page: Page) -> Markup:
         return _missing("disagreements", title, page)
     order, count, said = _parted(own)
     if not count:
-        return section("disagreements", title, paragraph(f"They answer alike. {_said(own)}", kind="none"))
+        return section("disagreements", title, paragraph(f"They answer alike on all of {_of(own)}.", kind="none"))
     rows = [_row(own, int(number), page.label_names) for number in order[:MOST]]
     heads = [
         *(["first text", "second text"] if own.rows.pairs is not None else ["text"]),
@@ -164,7 +171,7 @@ def disagreements(page: Page) -> Markup:
     more = tag("button", type="button", id="more", hidden=True)  # page.js says what it does
     head = tag("thead", tag("tr", *(tag("th", one, scope="col") for one in heads)))
     shown = tag("table", tag("caption", "Texts with their label and both answers"), head, body, id="parted")
-    return section("disagreements", title, paragraph(f"{said}{left} {_said(own)}"), controls, shown, more)
+    return section("disagreements", title, paragraph(f"{said}{left}"), controls, shown, more)
 
 
 def _parted(own: Predictions) -> tuple[np.ndarray, int, str]:
@@ -172,12 +179,16 @@ def _parted(own: Predictions) -> tuple[np.ndarray, int, str]:
     distance = np.abs(own.sides["teacher"] - own.sides["student"]).sum(1)
     order = np.argsort(-distance, kind="stable")
     if own.kind == "regression":
-        said = f"Scores are never quite the same; on average they are {distance.mean():.2f} apart."
+        said = f"On {_of(own)} the two scores are {distance.mean():.2f} apart on average."
         return order, len(order), said
     answers = [own.answers(side) for side in ("teacher", "student")]
     apart = answers[0] != answers[1] if own.kind == "classification" else (answers[0] != answers[1]).any(1)
     count = int(apart.sum())
-    return order[apart[order]], count, f"They answer otherwise on {count:,} rows ({100 * count / len(order):.1f} %)."
+    return (
+        order[apart[order]],
+        count,
+        f"They answer differently on {count:,} of {_of(own)} ({100 * count / len(order):.1f} %).",
+    )
 
 
 def _row(own: Predictions, number: int, names: Sequence[str]) -> tuple[str, list[Markup]]:

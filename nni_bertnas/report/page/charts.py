@@ -80,7 +80,7 @@ def marks(
     """
     heights = [one for mark in found for one in (mark.y, mark.low, mark.high) if one is not None]
     x = Axis.over(x_title, [*(mark.x for mark in found), *(x for x, _ in steps)], log=log)
-    frame = Frame(x=x, y=Axis.over(y_title, [*heights, *(y for _, y in steps)]), width=460, height=310)
+    frame = Frame(x=x, y=Axis.over(y_title, [*heights, *(y for _, y in steps)]), width=400, height=290)
     parts = []
     if steps:
         corners = [steps[0]]
@@ -166,7 +166,7 @@ def bars(caption: str, values: Mapping[str, float], spelt: Mapping[str, str]) ->
         values: By name.
         spelt: The same as texts.
     """
-    height, left, right, width = 26.0, 92.0, 132.0, 560.0
+    height, left, right, width = 26.0, 76.0, 104.0, 400.0
     most = max(values.values()) or 1.0
     parts = []
     for number, (name, value) in enumerate(values.items()):

@@ -9,7 +9,7 @@ from nni_bertnas.config import to_yaml
 from nni_bertnas.data.metrics import METRICS, title
 from nni_bertnas.errors import BertnasError
 from nni_bertnas.report.page.history import History, read_histories
-from nni_bertnas.report.page.lineage import Link, lineage, machine, versions
+from nni_bertnas.report.page.lineage import Link, differing, lineage, machine, versions
 from nni_bertnas.report.page.models import Model, predicted_front, trained_models
 from nni_bertnas.report.page.predictions import Predictions, predict_splits
 from nni_bertnas.report.results import best_student, collapsed_searches
@@ -45,7 +45,7 @@ class Page:
         predictions_note: Why there are none.
         seconds: Wall time by stage.
         settings: The resolved study as YAML.
-        settings_differ: Whether the student was made with others.
+        settings_differ: Fields, by dotted path, that the student was made with otherwise.
         versions: Of packages.
         machine: By what is told of it.
         lineage: Of all results.
@@ -75,7 +75,7 @@ class Page:
     predictions_note: str
     seconds: Mapping[str, float]
     settings: str
-    settings_differ: bool
+    settings_differ: Sequence[str]
     versions: Mapping[str, str]
     machine: Mapping[str, str]
     lineage: Sequence[Link]
@@ -93,8 +93,6 @@ def gather(run: Run) -> Page:
     kind = METRICS[run.task.metric].kind
     predictions, predictions_note = _predictions(run, folder / STUDENT, kind)
     front, front_note = predicted_front(run)
-    settings = to_yaml(run.study)
-    made_with = folder / "study.yml"
     return Page(
         study=run.study.name,
         task=run.study.task.name,
@@ -118,8 +116,8 @@ def gather(run: Run) -> Page:
         predictions=predictions,
         predictions_note=predictions_note,
         seconds=run.read_seconds(),
-        settings=settings,
-        settings_differ=made_with.is_file() and made_with.read_text(encoding="utf-8") != settings,
+        settings=to_yaml(run.study),
+        settings_differ=differing(run, folder),
         versions=versions(),
         machine=machine(run),
         lineage=lineage(run),

@@ -3,8 +3,13 @@
 import importlib.metadata
 import platform
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from nni_bertnas import __version__
+from nni_bertnas.config import to_dict
 from nni_bertnas.machine import best_device, memory_bytes
 from nni_bertnas.stages import STAGES
 from nni_bertnas.stages.run import Result, Run
@@ -58,6 +63,29 @@ def lineage(run: Run) -> list[Link]:
 def _fits(result: Result, source: Result) -> bool:
     """A block's result comes from the same block's alone, a seed's from the same seed's."""
     return all(result.get(key) in (None, source.get(key)) for key in ("block", "seed") if key in source)
+
+
+def differing(run: Run, folder: Path) -> list[str]:
+    """The fields of the study, by dotted path, that are not those that a result was made with.
+
+    Args:
+        run: Of the study.
+        folder: Of the result.
+    """
+    try:
+        before = _flat(yaml.safe_load((folder / "study.yml").read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError):
+        return []
+    now = _flat(to_dict(run.study))
+    return [name for name in sorted(now | before) if now.get(name) != before.get(name)]
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {path: value}
+    return {
+        name: leaf for key, one in value.items() for name, leaf in _flat(one, f"{path}.{key}" if path else key).items()
+    }
 
 
 def versions() -> dict[str, str]:

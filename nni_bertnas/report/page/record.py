@@ -9,8 +9,9 @@ def record(page: Page) -> Markup:
     """Section 11: configuration, versions, machine, lineage."""
     said = []
     if page.settings_differ:
-        said.append(paragraph("The student was made with other settings than the study file has now; its own stand in "
-                              "study.yml beside its result.", kind="note warning"))  # fmt: skip
+        names = ", ".join(page.settings_differ)
+        said.append(paragraph(f"The student was made when the study said otherwise of {names}; its own settings stand "
+                              "in study.yml beside its result.", kind="note"))  # fmt: skip
     links = [
         [one.name, tag("code", one.fingerprint), NONE if one.seconds is None else spell_seconds(one.seconds),
          join(_sources(one.sources))]

@@ -42,6 +42,7 @@ def answer(page: Page) -> Markup:
     bare = compared.get(BAG) if page.result.get("kept") != BAG else None
     facts = Facts(
         metric=page.metric_title, split=split, teacher=teacher[key], student=student[key], difference=found[split][2],
+        rows=len(page.predictions[split].rows) if split in page.predictions else page.rows[split],
         speedup=page.result["speedup"], missed=tuple(_missed(page)),
         bare=(bare[key], bare["latency_ms"]) if bare else None,
     )  # fmt: skip
@@ -110,9 +111,9 @@ def _scores(page: Page, found: Mapping[str, Intervals]) -> Markup:
     interval = "95 % interval"
     heads = ["", "teacher", interval, "student", interval, "difference", interval]
     parts = [
-        f"Scores are {page.metric_title} in percent. The student's epoch was chosen by dev, so its score there is a little "
-        "too good. Intervals of a share of rows are Wilson's; others, and those of differences, come from the same rows "
-        "drawn anew a thousand times for both models."
+        f"Scores are {page.metric_title} in percent. The student's epoch was chosen by dev, so its score there is a "
+        "little too good. Intervals of a share of rows are Wilson's; others, and those of differences, come from the "
+        "same rows drawn anew a thousand times for both models."
     ]
     if any(len(own.rows) < own.total for own in page.predictions.values()):
         parts.append(f" Of large splits {MOST_ROWS:,} random rows were predicted for that.")

@@ -19,6 +19,7 @@ class Facts:
         teacher: Score, 0 to 1.
         student: Likewise.
         difference: Interval of student less teacher; None where it is not known.
+        rows: That the interval is of.
         speedup: Over the teacher.
         missed: Limits of the budget that are not kept, in words.
         bare: Score and latency in ms of the student without layers on the same split; None where there is none.
@@ -29,6 +30,7 @@ class Facts:
     teacher: float
     student: float
     difference: Interval | None
+    rows: int
     speedup: float
     missed: tuple[str, ...] = ()
     bare: tuple[float, float] | None = None
@@ -38,13 +40,15 @@ def headline(facts: Facts) -> str:
     """The answer in one sentence."""
     lost, share = 100 * (facts.teacher - facts.student), facts.student / facts.teacher if facts.teacher > 0 else 1.0
     faster = f"{facts.speedup:.1f} times the speed"
+    price = f"{lost:.1f} points of {facts.metric}"
     if facts.speedup < _FASTER:
         return f"Do not keep it: it has {faster} of the teacher, which is no gain."
     if lost <= 0:
         return f"Keep it: no worse than the teacher, at {faster}."
     if facts.difference is not None and facts.difference.high >= 0:
-        return f"Keep it: {faster}, and no loss that these rows could show."
-    price = f"{lost:.1f} points of {facts.metric}"
+        if share >= _WORTH_SPEED:
+            return f"Keep it: {faster} for {price}, a loss that these rows cannot tell from chance."
+        return f"These rows cannot say: it has {faster}, and loses {price} by chance or not."
     if share >= _WORTH_SPEED:
         return f"Keep it where {faster} is worth {price}."
     if share >= _DEAR:
@@ -63,8 +67,8 @@ def reasons(facts: Facts) -> list[str]:
             found.append(f"The gain is real: with 95 % confidence between {low:.1f} and {high:.1f} points.")
         else:
             found.append(
-                f"{facts.split} has too few rows to tell the two apart: the difference lies between "
-                f"{_signed(low)} and {_signed(high)} points with 95 % confidence."
+                f"The {facts.rows:,} rows of {facts.split} are too few to tell the two apart: the difference lies "
+                f"between {_signed(low)} and {_signed(high)} points with 95 % confidence."
             )
     found += [f"The budget is not kept: {text}." for text in facts.missed]
     if facts.bare is not None:
