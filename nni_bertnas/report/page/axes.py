@@ -146,6 +146,6 @@ def figure(caption: str, picture: Markup, legend: Sequence[tuple[str, str]] = ()
 def path(points: Sequence[tuple[float, float]], look: str) -> Markup:
     """A line through points; of one point alone a dot, which a line would not show."""
     if len(points) == 1:
-        return tag("circle", cx=points[0][0], cy=points[0][1], r=2.5, class_=f"dot {look}")
+        return tag("circle", cx=points[0][0], cy=points[0][1], r=3.5, class_=f"dot {look}")
     corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     return tag("polyline", points=corners, class_=f"line {look}")

@@ -118,7 +118,7 @@ def _apart(dots: Sequence[Point]) -> list[Point]:
 
 
 def heat_map(caption: str, rows: Mapping[str, Sequence[float]], first: int, last: int) -> Markup:
-    """One row per name, columns from left to right in time, the darker the greater; the last value beside each row.
+    """One row per name, columns from left to right in time, the stronger the greater; the last value beside each row.
 
     Args:
         caption: Above the map.
@@ -127,7 +127,7 @@ def heat_map(caption: str, rows: Mapping[str, Sequence[float]], first: int, last
         last: Likewise.
     """
     count = len(next(iter(rows.values())))
-    height, left, right, width = 18.0, 132.0, 36.0, 340.0
+    height, left, right, width = 18.0, 146.0, 36.0, 340.0
     cell = (width - left - right) / count
     most = max(max(values) for values in rows.values()) or 1.0
     parts = []

@@ -9,6 +9,7 @@ from nni_bertnas.config import to_yaml
 from nni_bertnas.data.metrics import METRICS, title
 from nni_bertnas.errors import BertnasError
 from nni_bertnas.report.page.history import History, read_histories
+from nni_bertnas.report.page.intervals import Intervals, score_intervals
 from nni_bertnas.report.page.lineage import Link, differing, lineage, machine, versions
 from nni_bertnas.report.page.models import Model, predicted_front, trained_models
 from nni_bertnas.report.page.predictions import Predictions, predict_splits
@@ -42,6 +43,7 @@ class Page:
         rankings: Every block's result.
         cells: Results of the cell phase, by the units' names.
         predictions: By split, of dev and the first final one.
+        intervals: Of both models' scores, by split: dev, then the final ones.
         predictions_note: Why there are none.
         seconds: Wall time by stage.
         settings: The resolved study as YAML.
@@ -72,6 +74,7 @@ class Page:
     rankings: Sequence[Result]
     cells: Mapping[str, Result]
     predictions: Mapping[str, Predictions]
+    intervals: Mapping[str, Intervals]
     predictions_note: str
     seconds: Mapping[str, float]
     settings: str
@@ -92,6 +95,16 @@ def gather(run: Run) -> Page:
     folder, result = best_student(run)
     kind = METRICS[run.task.metric].kind
     predictions, predictions_note = _predictions(run, folder / STUDENT, kind)
+    intervals = {
+        split: score_intervals(
+            run.root,
+            run.task.metric,
+            (result["teacher"][f"{split}_{run.task.metric}"], result["student"][f"{split}_{run.task.metric}"]),
+            len(run.data.splits[split]),
+            predictions.get(split),
+        )
+        for split in ("dev", *run.data.final_splits)
+    }
     front, front_note = predicted_front(run)
     return Page(
         study=run.study.name,
@@ -114,6 +127,7 @@ def gather(run: Run) -> Page:
         rankings=sorted((result for _, result in run.results("block").values()), key=lambda one: one["block"]),
         cells={name: result for name, (_, result) in run.results("cell").items()},
         predictions=predictions,
+        intervals=intervals,
         predictions_note=predictions_note,
         seconds=run.read_seconds(),
         settings=to_yaml(run.study),

@@ -7,7 +7,6 @@ from typing import Any
 from nni_bertnas.artifacts import fingerprint
 from nni_bertnas.errors import BertnasError, PhaseError
 from nni_bertnas.report.page.kept import kept
-from nni_bertnas.report.page.statistics import Interval, wilson
 from nni_bertnas.report.results import compared_students, searched_students
 from nni_bertnas.report.trained import frontier
 from nni_bertnas.stages.cells import load_ranked, read_rankings
@@ -76,11 +75,6 @@ def _student(name: str, kind: str, result: Result) -> Model:
 def _beside(name: str, kind: str, result: Result, which: str) -> Model:
     side = result["compared"][which]
     return Model(name=name, kind=kind, side=side, speedup=result["teacher"]["latency_ms"] / side["latency_ms"])
-
-
-def interval_of(metric: str, score: float, rows: int) -> Interval | None:
-    """Of a score whose rows are right or wrong each; None for metrics of which the score alone tells none."""
-    return wilson(score * rows, rows) if metric in ("accuracy", "exact_match") else None
 
 
 class _Known(LatencyTable):

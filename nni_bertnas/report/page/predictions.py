@@ -17,7 +17,7 @@ from nni_bertnas.report.page.kept import kept
 from nni_bertnas.stages.run import Run
 
 MOST_ROWS = 5_000  # of a split; a share of so many is known to 1.4 points
-_DIGITS = 5  # of a kept probability
+_DIGITS = 7  # of a kept number, as many as 32 bits have: scores of a teacher that learnt little are all alike
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,6 +25,7 @@ class Predictions:
     """What two models say of the same rows.
 
     Attributes:
+        split: Its name.
         rows: That were predicted.
         total: Rows that the split has.
         labels: Class numbers or scores `(num_rows,)`; of sets `(num_rows, num_labels)`, 1 for those in the set.
@@ -32,6 +33,7 @@ class Predictions:
         kind: classification, regression or multi_label.
     """
 
+    split: str
     rows: Rows
     total: int
     labels: np.ndarray
@@ -69,7 +71,7 @@ def predict_splits(run: Run, student: Path, splits: list[str], kind: str) -> dic
             predictor = load_predictor(folder)
             for name, rows in taken.items():
                 values = predictor.probabilities(run.data.splits[name].take(rows))
-                found[name][side] = values.round(_DIGITS).tolist()
+                found[name][side] = [[float(f"{one:.{_DIGITS}g}") for one in row] for row in values]
         return found
 
     found = kept(run.root, "predictions", mark, predict)
@@ -97,4 +99,4 @@ def _gathered(run: Run, name: str, taken: np.ndarray, found: Mapping[str, list[l
         labels = np.zeros((len(rows), count), dtype=int)
         for number, label in enumerate(rows.labels):
             labels[number, members(label, count)] = 1
-    return Predictions(rows=rows, total=len(run.data.splits[name]), labels=labels, sides=sides, kind=kind)
+    return Predictions(split=name, rows=rows, total=len(run.data.splits[name]), labels=labels, sides=sides, kind=kind)

@@ -7,7 +7,7 @@ from statistics import NormalDist
 import numpy as np
 
 _LEVEL = 0.95
-_RESAMPLES = 1000
+RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def paired_bootstrap(
         Of the teacher, of the student, and of student less teacher.
     """
     generator = np.random.default_rng(0)
-    scores = np.empty((_RESAMPLES, 2))
-    for number in range(_RESAMPLES):
+    scores = np.empty((RESAMPLES, 2))
+    for number in range(RESAMPLES):
         rows = generator.integers(0, len(labels), len(labels))
         scores[number] = [compute(labels[rows], side[rows]) for side in (teacher, student)]
     tail = (1 - _LEVEL) / 2

@@ -1,19 +1,17 @@
 """The sections that answer first: is this student worth keeping, and what stands beside it."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-from nni_bertnas.data.metrics import METRICS
 from nni_bertnas.report.page.charts import Mark, marks
 from nni_bertnas.report.page.gather import Page
+from nni_bertnas.report.page.intervals import interval_of
 from nni_bertnas.report.page.markup import NONE, Markup, figures, join, paragraph, section, table, tag
-from nni_bertnas.report.page.models import LOOKS, Model, interval_of
+from nni_bertnas.report.page.models import LOOKS, Model
 from nni_bertnas.report.page.predictions import MOST_ROWS
-from nni_bertnas.report.page.statistics import Interval, paired_bootstrap
+from nni_bertnas.report.page.statistics import Interval
 from nni_bertnas.report.page.verdict import Facts, headline, reasons
 from nni_bertnas.stages.supernet import BAG
 
-Intervals = tuple[Interval | None, Interval | None, Interval | None]  # of the teacher, the student, their difference
 _BYTES = 1e6
 # Limits of a budget that a result's own figure keeps or not, with the unit.
 _BUDGET: Mapping[str, tuple[str, str]] = {
@@ -36,12 +34,12 @@ def spell_interval(interval: Interval | None) -> str:
 def answer(page: Page) -> Markup:
     """Section 1: the verdict, four figures, and scores and costs of both models."""
     split = page.final[0] if page.final else "dev"
-    found = {one: _intervals(page, one) for one in ("dev", *page.final)}
     teacher, student, key = page.result["teacher"], page.result["student"], f"{split}_{page.metric}"
     compared = page.result.get("compared", {})
     bare = compared.get(BAG) if page.result.get("kept") != BAG else None
     facts = Facts(
-        metric=page.metric_title, split=split, teacher=teacher[key], student=student[key], difference=found[split][2],
+        metric=page.metric_title, split=split, teacher=teacher[key], student=student[key],
+        difference=page.intervals[split].difference,
         rows=len(page.predictions[split].rows) if split in page.predictions else page.rows[split],
         speedup=page.result["speedup"], missed=tuple(_missed(page)),
         bare=(bare[key], bare["latency_ms"]) if bare else None,
@@ -60,29 +58,10 @@ def answer(page: Page) -> Markup:
         "answer", "Keep this student?",
         tag("div", paragraph(headline(facts), kind="headline"), *map(paragraph, reasons(facts)), class_="verdict"),
         tag("dl", *shown, class_="tiles"),
-        _scores(page, found),
+        _scores(page),
         _costs(page),
         *(paragraph(text, kind="note warning") for text in page.notes),
     )  # fmt: skip
-
-
-def _intervals(page: Page, split: str) -> Intervals:
-    """Of the teacher's score, the student's, and their difference, as far as predictions or numbers of rows tell."""
-    key, rows = f"{split}_{page.metric}", page.rows[split]
-    alone = [interval_of(page.metric, page.result[side][key], rows) for side in ("teacher", "student")]
-    own = page.predictions.get(split)
-    if own is None:
-        return alone[0], alone[1], None
-    compute = METRICS[page.metric].compute
-    if page.metric in ("accuracy", "exact_match"):  # a mean of hits, a thousand times quicker
-        right = [_hits(own.labels, own.answers(side)) for side in ("teacher", "student")]
-        return alone[0], alone[1], paired_bootstrap(own.labels, right[0], right[1], lambda _, one: float(one.mean()))[2]
-    return paired_bootstrap(own.labels, own.answers("teacher"), own.answers("student"), compute)
-
-
-def _hits(labels: Any, answers: Any) -> Any:
-    same = labels == answers
-    return same if same.ndim == 1 else same.all(1)
 
 
 def _missed(page: Page) -> Iterator[str]:
@@ -101,12 +80,15 @@ def _megabytes(size: int) -> str:
     return f"{size / _BYTES:.1f} MB" if size else NONE
 
 
-def _scores(page: Page, found: Mapping[str, Intervals]) -> Markup:
+def _scores(page: Page) -> Markup:
     rows = []
-    for split, intervals in found.items():
+    for split, own in page.intervals.items():
         values = [page.result[side][f"{split}_{page.metric}"] for side in ("teacher", "student")]
-        cells = [(spell_points(value), spell_interval(one)) for value, one in zip(values, intervals, strict=False)]
-        cells.append((figures(100 * (values[1] - values[0]), 2, sign=True), spell_interval(intervals[2])))
+        cells = [
+            (spell_points(value), spell_interval(one))
+            for value, one in zip(values, (own.teacher, own.student), strict=True)
+        ]
+        cells.append((figures(100 * (values[1] - values[0]), 2, sign=True), spell_interval(own.difference)))
         rows.append([f"{split}, {page.rows[split]:,} rows", *(cell for pair in cells for cell in pair)])
     interval = "95 % interval"
     heads = ["", "teacher", interval, "student", interval, "difference", interval]

@@ -24,8 +24,8 @@ def weights(page: Page) -> Markup:
         )
         return section("weights", "Architecture weights", paragraph(said, kind="none"))
     note = (
-        "The softmax of the architecture weights after every epoch, on the right the last: the darker, the likelier, "
-        "each map by its own greatest. A search that made up its mind ends with one dark row."
+        "The softmax of the architecture weights after every epoch, on the right the last: the stronger, the likelier, "
+        "each map by its own greatest. A search that made up its mind ends with one strong row."
     )
     more = [details(f"{len(maps) - _FIRST} more", tag("div", *maps[_FIRST:], class_="grid"))] if maps[_FIRST:] else []
     return section("weights", "Architecture weights", paragraph(note, kind="note"),
