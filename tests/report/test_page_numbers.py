@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from nni_bertnas.data.metrics import METRICS
+from nni_bertnas.report.page.architectures import student_picture
 from nni_bertnas.report.page.axes import Axis
 from nni_bertnas.report.page.charts import lines
 from nni_bertnas.report.page.history import History, read_histories
@@ -108,6 +109,36 @@ def test_epochs_have_whole_ticks() -> None:
     drawn = lines("loss", {"a": [[(1.0, 0.5), (2.0, 0.4)]]}, "epoch", "loss")
     below = re.findall(r'<text x="[\d.]+" y="213" text-anchor="middle">(.*?)</text>', drawn)
     assert below == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("space", "architecture"),
+    [
+        ("layers", {"layer_0": "convolution_3", "layer_1": "attention_4"}),
+        (
+            "textnas",
+            {"layer_0": "convolution_3", "layer_1_input": [1], "layer_1": "max_pool_3", "layer_1_skip_0": "identity"},
+        ),
+        ("no.such.module:Space", {"left": "convolution_3", "pick": [0, 2]}),
+    ],
+)
+def test_a_student_is_drawn_block_by_block(space: str, architecture: dict) -> None:
+    result = {"depths": [2, 0], "architecture": [architecture, {}], "shape": {"head": "align", "encoding": "separate"}}
+    parsed = Texts()
+    parsed.feed(student_picture(space, result, '"a" & b'))
+    assert parsed.elements[0][1]["aria-label"] == '"a" & b'
+    wanted = ["embeddings, texts apart", "block 0", "block 1", "no layer", "head: align"]
+    operations = [one for label, one in architecture.items() if isinstance(one, str) and "_skip_" not in label]
+    assert all(text in parsed.text for text in [*wanted, *operations])
+    assert ("pick: 0+2" in parsed.text) == (space == "no.such.module:Space")
+    boxes = [attributes for name, attributes in parsed.elements if name == "rect"]
+    width, height = map(float, parsed.elements[0][1]["viewbox"].split()[2:])
+    for box in boxes:
+        x, y, w, h = (float(box[key]) for key in ("x", "y", "width", "height"))
+        assert min(x, y) >= 0 and x + w <= width and y + h <= height
+    heads = [attributes for name, attributes in parsed.elements if name == "polygon"]
+    assert sum("skip" in one["class"] for one in heads) == (space == "textnas")
+    assert len(heads) >= len(wanted) - 2
 
 
 class Texts(HTMLParser):

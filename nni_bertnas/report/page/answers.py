@@ -93,15 +93,16 @@ def _scores(own: Predictions, names: Sequence[str]) -> list[Markup]:
 
 
 def _labels(own: Predictions, names: Sequence[str]) -> list[Markup]:
-    counts = {side: label_counts(own.labels, own.answers(side)) for side in SIDES}
-    f1 = {side: f1_by_label(own.labels, own.answers(side)) for side in SIDES}
-    rows = [
-        [name, f"{int(own.labels[:, number].sum()):,}",
-         *(cell for side in SIDES for cell in (*map(str, counts[side][number]), f"{100 * f1[side][number]:.1f}"))]
-        for number, name in enumerate(names)
-    ]  # fmt: skip
-    heads = ["", "rows", *(f"{side}: {what}" for side in SIDES for what in ("found", "too many", "missed", "F1, %"))]
-    return [table("Label by label", heads, rows)]
+    tables = []
+    for side in SIDES:
+        answers = own.answers(side)
+        counts, f1 = label_counts(own.labels, answers), f1_by_label(own.labels, answers)
+        rows = [
+            [name, f"{both + missed:,}", f"{both:,}", f"{more:,}", f"{missed:,}", f"{100 * f1[number]:.1f}"]
+            for number, (name, (both, more, missed)) in enumerate(zip(names, counts, strict=True))
+        ]
+        tables.append(table(side.capitalize(), ["", "rows", "found", "too many", "missed", "F1, %"], rows))
+    return [tag("div", *tables, class_="pair")]
 
 
 def calibration(page: Page) -> Markup:
@@ -163,7 +164,7 @@ def disagreements(page: Page) -> Markup:
     controls = tag(
         "div",
         tag("label", "Search ", tag("input", type="search", id="search", placeholder="a word of a text or label")),
-        tag("label", "Show ", tag("select", *options, id="group")),
+        tag("label", "Show ", tag("select", *options, id="group"), hidden=not groups),
         tag("output", f"{len(rows):,} rows", id="shown", aria_live="polite"),
         class_="controls",
     )

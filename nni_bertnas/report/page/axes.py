@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nni_bertnas.report.page.markup import Markup, figures, join, tag
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 14.0, 12.0, 44.0  # around the plotted area
+_LEFT, _RIGHT, _TOP, _BOTTOM = 68.0, 14.0, 12.0, 44.0  # around the plotted area
 _FINE = 6  # ticks at most
 _STEPS = (1.0, 2.0, 5.0, 10.0)
 
@@ -46,7 +46,7 @@ class Axis:
         if log:
             room = max(math.log(high / low) * margin, 0.1)
             return cls(title=title, low=low * math.exp(-room), high=high * math.exp(room), log=True)
-        room = (high - low) * margin or abs(high) * 0.1 or 1.0
+        room = (high - low) * margin or abs(high) * 0.1 or 0.1
         low = low - room if floor is None else max(low - room, floor)
         return cls(title=title, low=low, high=high + room)
 

@@ -24,7 +24,10 @@ def architectures(page: Page) -> Markup:
         if figures[_FIRST:]
         else []
     )
-    note = "Maps between widths are not drawn: where they have no layer between them they are one matrix."
+    note = (
+        "Maps between widths are not drawn: where they have no layer between them they are one matrix. Orange lines "
+        "add an earlier output."
+    )
     return section("architectures", "Architectures", tag("div", *figures[:_FIRST], class_="cards"), *more,
                    paragraph(note, kind="note"))  # fmt: skip
 

@@ -49,7 +49,7 @@ def answer(page: Page) -> Markup:
          f"teacher {spell_points(teacher[key])} %"),
         ("speed at batch 1", f"{page.result['speedup']:.1f} \N{MULTIPLICATION SIGN}",
          f"{student['latency_ms']:.2f} ms, teacher {teacher['latency_ms']:.2f} ms"),
-        ("parameters", f"{student['num_params'] / 1e6:.2f} M", f"teacher {teacher['num_params'] / 1e6:.2f} M"),
+        ("parameters", _parameters(student["num_params"]), f"teacher {_parameters(teacher['num_params'])}"),
         ("size on disk", _megabytes(page.sizes["student"]), f"teacher {_megabytes(page.sizes['teacher'])}"),
     ]  # fmt: skip
     shown = [tag("div", tag("dt", name), tag("dd", value), tag("dd", beside, class_="beside"))
@@ -77,7 +77,11 @@ def _missed(page: Page) -> Iterator[str]:
 
 
 def _megabytes(size: int) -> str:
-    return f"{size / _BYTES:.1f} MB" if size else NONE
+    return NONE if not size else f"{size / _BYTES:.1f} MB" if size >= _BYTES / 10 else f"{size / 1e3:.1f} kB"
+
+
+def _parameters(count: int) -> str:
+    return f"{count / 1e6:.2f} M" if count >= 1e5 else f"{count:,}"
 
 
 def _scores(page: Page) -> Markup:
