@@ -58,7 +58,8 @@ def figures(value: float, digits: int, *, sign: bool = False) -> str:
 
 def paragraph(*content: Any, kind: str | None = None) -> Markup:
     """A paragraph; `note` is small print, `none` says that there is nothing to show."""
-    return tag("p", *content, class_=kind)
+    together = Markup(join(content).replace(" %", "\N{NO-BREAK SPACE}%"))
+    return tag("p", together, class_=kind)
 
 
 def table(
