@@ -129,7 +129,7 @@ def _costs(page: Page) -> Markup:
         ratio = page.sizes["teacher"] / page.sizes["student"]
         sizes = [f"{page.sizes[side] / _BYTES:.1f}" for side in ("teacher", "student")]
         rows.append(["saved weights, MB", *sizes, f"1 / {ratio:.1f}"])
-    return table("Costs", ["", "teacher", "student", "student / teacher"], rows)
+    return table("Costs", ["", "teacher", "student", "student / teacher"], rows, class_="costs")
 
 
 def trade_off(page: Page) -> Markup:
