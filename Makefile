@@ -12,7 +12,7 @@ export GOMP_SPINCOUNT ?= 1000
 run: setup
 	$(BIN)/bertnas run $(DEMO)
 
-test: lint site $(VENV)/.enas
+test: lint site $(VENV)/.enas $(VENV)/.chromium
 	$(BIN)/python -m pytest
 
 lint: setup
@@ -45,6 +45,13 @@ $(VENV)/.installed: setup.py constraints.txt
 $(VENV)/.enas: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[enas]'
 	touch $@
+
+# The browser that the report's page is tested in; where it is missing and nobody is root, those tests are skipped.
+$(VENV)/.chromium: $(VENV)/.installed
+	if command -v chromium >/dev/null; then touch $@; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium >/dev/null && touch $@; \
+	else echo "no chromium, and no apt-get as root: the tests in a browser are skipped"; fi
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

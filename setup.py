@@ -20,7 +20,10 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["nni_bertnas", "nni_bertnas.*", "search_space", "trials"]),
-    package_data={"nni_bertnas": ["launch/loopback.js", "py.typed"], "search_space": ["py.typed"]},
+    package_data={
+        "nni_bertnas": ["launch/loopback.js", "report/page/page.*", "py.typed"],
+        "search_space": ["py.typed"],
+    },
     install_requires=[
         "nni==3.0",
         # nnictl imports pkg_resources, which setuptools 81 no longer ships.
@@ -54,7 +57,17 @@ setup(
         "openvino": [*EXPORT, "openvino>=2025.0"],
         "plots": ["matplotlib>=3.9"],
         "docs": ["mkdocs-material>=9.5"],
-        "dev": ["pytest>=8", "httpx", "pytest-timeout", "hypothesis>=6", "ruff", "mypy", "pre-commit", "types-PyYAML"],
+        "dev": [
+            "pytest>=8",
+            "httpx",
+            "playwright",
+            "pytest-timeout",
+            "hypothesis>=6",
+            "ruff",
+            "mypy",
+            "pre-commit",
+            "types-PyYAML",
+        ],
     },
     entry_points={"console_scripts": ["bertnas = nni_bertnas.cli:main"]},
 )

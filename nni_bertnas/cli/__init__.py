@@ -95,7 +95,14 @@ COMMANDS: dict[str, Command] = {
             "--batch": {"type": int, "nargs": "+", "default": [1], "metavar": "N", "help": "rows a pass (default: 1)"},
         },
     ),
-    "report": Command("report", "teacher against student, once more", _STUDY),
+    "report": Command(
+        "report",
+        "teacher against student, once more, and all that a study came to as one HTML page",
+        {
+            **_STUDY,
+            "--html": {"type": Path, "metavar": "FILE", "help": "of the page (default: report.html in the run)"},
+        },
+    ),
     "predict": Command(
         "predict",
         "predictions of a saved teacher or student for a file of rows",

@@ -124,11 +124,14 @@ def draw_architecture(space: str, depth: int, architecture: Architecture, path: 
     Raises:
         ConfigError: The ending is another, matplotlib is missing, or the file cannot be written.
     """
+    _draw(diagram_of(space, depth, architecture), f"{space}, depth {depth}", path)
+
+
+def diagram_of(space: str, depth: int, architecture: Architecture) -> Diagram:
+    """What :func:`draw_architecture` draws."""
     kind = find_space(space)
     chosen = kind.canonical(architecture)
-    _draw(
-        _diagram(kind, depth, {label: [one] for label, one in chosen.items()}, chosen), f"{space}, depth {depth}", path
-    )
+    return _diagram(kind, depth, {label: [one] for label, one in chosen.items()}, chosen)
 
 
 # --- what is connected ------------------------------------------------------------------------------------------
@@ -231,7 +234,7 @@ def _adabert(kind: type[AdaBERT], depth: int, choices: Options, chosen: Architec
 # --- where it stands --------------------------------------------------------------------------------------------
 
 
-def _place(diagram: Diagram, measure: Callable[[str, str], float]) -> tuple[float, float]:
+def place(diagram: Diagram, measure: Callable[[str, str], float]) -> tuple[float, float]:
     """Set every box's place, the first row uppermost; gives the width and height of all."""
     for box in diagram.boxes:
         box.width = max(measure(style, text) for style, text in box.lines()) + 2 * _PAD
@@ -270,7 +273,7 @@ def _around(diagram: Diagram, row: int, side: str) -> list[Arrow]:
     return sorted(found, key=lambda arrow: arrow.target.column - arrow.source.column)
 
 
-def _route(diagram: Diagram, arrow: Arrow) -> list[tuple[float, float]]:
+def route(diagram: Diagram, arrow: Arrow) -> list[tuple[float, float]]:
     """The corners of a connection."""
     source, target = arrow.source, arrow.target
     if arrow.side == "straight":
@@ -315,7 +318,7 @@ def _draw(diagram: Diagram, title: str, path: Path) -> None:
         width: float = text_to_path.get_text_width_height_descent(text, styles[style], ismath=False)[0]
         return width * 1.05  # of outlines; drawn on pixels it can be wider
 
-    width, height = _place(diagram, measure)
+    width, height = place(diagram, measure)
     legend = list({(arrow.kind, arrow.open): None for arrow in diagram.arrows})
     if legend == [("fixed", False)]:
         legend = []  # nothing to tell apart
@@ -339,7 +342,7 @@ def _draw(diagram: Diagram, title: str, path: Path) -> None:
 
     write(0, above - _MARGIN - _LINE / 2, "title", title, 1.3)
     for arrow in diagram.arrows:
-        line(_route(diagram, arrow), arrow.kind, arrow.open)
+        line(route(diagram, arrow), arrow.kind, arrow.open)
     for box in diagram.boxes:
         fill = "#f2f2f2" if box.plain else "#eef3f8"
         shape = FancyBboxPatch(

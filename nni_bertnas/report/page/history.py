@@ -1,0 +1,88 @@
+"""What training said epoch by epoch, as it lies in a study's folder: history/<stage>-<unit>.jsonl."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from nni_bertnas.stages import STAGES
+
+FOLDER = "history"
+_PROBABILITY = "probability"
+Record = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class History:
+    """The epochs of one unit of work.
+
+    Attributes:
+        stage: Name of the stage.
+        unit: Name of the unit; empty where there is one alone.
+        records: What every epoch said, in order; several trainings may follow each other.
+    """
+
+    stage: str
+    unit: str
+    records: Sequence[Record]
+
+    def curve(self, key: str) -> list[list[tuple[float, float]]]:
+        """A metric over the epochs from 1, in pieces: where an epoch's number does not rise a training began anew."""
+        pieces: list[list[tuple[float, float]]] = [[]]
+        for number, record in enumerate(self.records):
+            if number and record["epoch"] <= self.records[number - 1]["epoch"] and pieces[-1]:
+                pieces.append([])
+            if key in record:
+                pieces[-1].append((number + 1.0, record[key]))
+        return [piece for piece in pieces if piece]
+
+    @property
+    def keys(self) -> list[str]:
+        """All metrics but architecture weights, in the order in which they come."""
+        return list(dict.fromkeys(key for record in self.records for key in record if "/" not in key))
+
+    def probabilities(self) -> dict[str, dict[str, list[float]]]:
+        """By decision and option the probability in every epoch of the last search; empty where none was by weights."""
+        searched = [record for record in self.records if any(key.startswith(f"{_PROBABILITY}/") for key in record)]
+        starts = [n for n, (a, b) in enumerate(pairwise(searched), 1) if b["epoch"] <= a["epoch"]]
+        found: dict[str, dict[str, list[float]]] = {}
+        for record in searched[starts[-1] if starts else 0 :]:
+            for key, value in record.items():
+                kind, _, rest = key.partition("/")
+                label, _, option = rest.partition("/")
+                if kind == _PROBABILITY and option:
+                    found.setdefault(label, {}).setdefault(option, []).append(value)
+        return found
+
+
+def read_histories(root: Path) -> list[History]:
+    """All that lie in a study's folder, in the order of its stages; a damaged line, as a killed run leaves, is none.
+
+    Args:
+        root: The study's folder.
+    """
+    order = list(STAGES)
+    found = []
+    for path in (root / FOLDER).glob("*.jsonl"):
+        stage, _, unit = path.stem.partition("-")
+        records = _records(path)
+        if records and stage in order:
+            found.append(History(stage, unit, records))
+    return sorted(found, key=lambda one: (order.index(one.stage), one.unit))
+
+
+def _records(path: Path) -> list[Record]:
+    found: list[Record] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("epoch"), int | float):
+            found.append({key: float(value) for key, value in record.items() if _finite(value)})
+    return found
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < float("inf")
