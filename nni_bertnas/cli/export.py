@@ -3,6 +3,7 @@
 from argparse import Namespace
 
 from nni_bertnas.deploy.export import export
+from nni_bertnas.report.card import model_card
 from nni_bertnas.report.exports import find_exported
 
 
@@ -17,6 +18,7 @@ def run(arguments: Namespace) -> None:
         held_out=found.held_out,
         calibration=found.calibration,
         min_agreement=least,
+        card=None if found.run is None else model_card(found.run, found.folder, arguments.to),
     )
     print(
         f"{arguments.output}: {found.folder} as {arguments.to}; answers as it does on {agreement.share:.2%} of "

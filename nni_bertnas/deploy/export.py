@@ -40,6 +40,7 @@ def export(
     held_out: Rows,
     calibration: Rows,
     min_agreement: float | None = None,
+    card: str | None = None,
 ) -> Agreement:
     """Export a saved model.
 
@@ -50,6 +51,7 @@ def export(
         held_out: Rows on which the exported model is compared with the model; at least one.
         calibration: Rows by which 8-bit activations are scaled.
         min_agreement: Share of the held-out rows on which both must answer alike; None: as the format has it.
+        card: Written beside it as README.md.
 
     Returns:
         How they agree.
@@ -79,6 +81,8 @@ def export(
                 f"held-out rows, less than export.min_agreement = {least:.1%}{f'; of {worst}' if worst else ''}; "
                 "nothing was written. Take another format, or allow it with --min-agreement"
             )
+        if card is not None:
+            (folder / "README.md").write_text(card, encoding="utf-8")
         if (folder / FILE).is_file():
             replace(read_manifest(folder), agreement=found.figures()).write(folder)
     return found

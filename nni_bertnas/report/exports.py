@@ -7,7 +7,6 @@ from pathlib import Path
 
 from nni_bertnas.config import ExportSettings, Study
 from nni_bertnas.data.rows import Rows
-from nni_bertnas.data.task_data import load_task
 from nni_bertnas.data.texts import read_texts
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.report.results import best_student
@@ -27,12 +26,14 @@ class Exported:
         held_out: Rows on which an export is compared with it.
         calibration: Rows by which 8-bit activations are scaled.
         settings: Of the study that made it; the defaults where there is none.
+        run: Of that study; None where there is none.
     """
 
     folder: Path
     held_out: Rows
     calibration: Rows
     settings: ExportSettings
+    run: Run | None = None
 
 
 def find_exported(path: Path, rows: Path | None = None) -> Exported:
@@ -58,9 +59,10 @@ def find_exported(path: Path, rows: Path | None = None) -> Exported:
                 f"--rows: {folder} lies in no run, so name a file of its task (.csv, .tsv, .jsonl, .parquet or .txt) "
                 "on which the export is compared with it"
             )
-        splits, settings = load_task(study.task).splits, study.export
+        run, settings = Run(study), study.export
+        held_out, calibration = (run.data.splits[name] for name in ("dev", "train"))
         return Exported(
-            folder, _some(splits["dev"], settings.rows), _some(splits["train"], settings.calibration_rows), settings
+            folder, _some(held_out, settings.rows), _some(calibration, settings.calibration_rows), settings, run
         )
     settings = ExportSettings() if study is None else study.export
     if not columns:
