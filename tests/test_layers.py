@@ -23,7 +23,7 @@ FLOORS = (
     ("training",),
     ("store", "student"),
     ("data",),
-    ("artifacts", "tracking"),
+    ("artifacts", "tracking", "histories", "event_files", "logs"),
     ("config", "machine", "profiles"),
     ("errors",),
 )

@@ -146,11 +146,12 @@ class Recorder(Tracker):
     def __init__(self) -> None:
         super().__init__()
         self.epochs: list[dict[str, float]] = []
+        self.parts: list[dict[str, float]] = []  # epochs of trainings inside the unit, by the part's name
         self.results: list[dict[str, float]] = []
 
-    def epoch(self, metrics: Mapping[str, float], default: str) -> None:
-        assert default in metrics
-        self.epochs.append(dict(metrics))
+    def epoch(self, metrics: Mapping[str, float], default: str | None) -> None:
+        assert default is None or default in metrics
+        (self.epochs if default is not None else self.parts).append(dict(metrics))
 
     def final(self, metrics: Mapping[str, float]) -> None:
         self.results.append(dict(metrics))

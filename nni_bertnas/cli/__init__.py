@@ -40,9 +40,13 @@ _STUDY: Arguments = {"study": {"type": Path, "metavar": "STUDY", "help": "the st
 _MODEL: Arguments = {
     "model": {"type": Path, "metavar": "MODEL", "help": "its folder, e.g. runs/demo/supernet/seed0/student"}
 }
+_LOUD: Arguments = {
+    "--quiet": {"action": "store_true", "help": "say only what came out at the end, and errors"},
+    "--verbose": {"action": "store_true", "help": "say every metric, and what libraries tell, too"},
+}
 _FORCE = {"choices": STAGES, "metavar": "STAGE", "help": f"redo it and what builds on it: {', '.join(STAGES)}"}
 COMMANDS: dict[str, Command] = {
-    "run": Command("run", "all of a study, stage by stage", {**_STUDY, "--force": _FORCE}),
+    "run": Command("run", "all of a study, stage by stage", {**_STUDY, "--force": _FORCE, **_LOUD}),
     "validate": Command(
         "validate",
         "check a study file, and NNI's experiment files",
@@ -63,7 +67,7 @@ COMMANDS: dict[str, Command] = {
             "--draw": {"type": Path, "metavar": "FILE", "help": "draw the space, .png or .svg (extra plots)"},
         },
     ),
-    **{name: Command("stage", entry.help, _STUDY) for name, entry in STAGES.items()},
+    **{name: Command("stage", entry.help, {**_STUDY, **_LOUD}) for name, entry in STAGES.items()},
     "select": Command(
         "select",
         "the best students that a finished search can give within a budget, by predicted score; trains nothing",
@@ -94,6 +98,11 @@ COMMANDS: dict[str, Command] = {
             **_STUDY,
             "--batch": {"type": int, "nargs": "+", "default": [1], "metavar": "N", "help": "rows a pass (default: 1)"},
         },
+    ),
+    "status": Command(
+        "status",
+        "how far a run is, while it goes on or afterwards: units, losses, times, disk",
+        {**_STUDY, "--json": {"action": "store_true", "help": "as JSON"}},
     ),
     "report": Command("report", "teacher against student, once more", _STUDY),
     "predict": Command(
@@ -147,7 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser().parse_args(arguments)
     _end_as_interrupted()
     quiet_libraries()
-    logging.basicConfig(level=os.environ.get("BERTNAS_LOG", "WARNING"), format="%(levelname)s %(name)s: %(message)s")
+    level = "INFO" if getattr(parsed, "verbose", False) else "WARNING"
+    logging.basicConfig(level=os.environ.get("BERTNAS_LOG", level), format="%(levelname)s %(name)s: %(message)s")
     try:
         importlib.import_module(f"{__name__}.{COMMANDS[parsed.command].module}").run(parsed)
     except BertnasError as error:
