@@ -9,7 +9,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+EVENTS = "tensorboard"  # folder of such files, for NNI too
 _log = logging.getLogger(__name__)
+
+
+def of_trial(output: Path) -> Path:
+    """The folder that TensorBoard shows of a trial when it is started by the button in NNI's web UI.
+
+    NNI 3.0 looks elsewhere than it puts the output where its local service starts the trials: the output is in
+    `<experiment>/environments/…/trials/<trial>`, and it looks in `<experiment>/trials/<trial>/output/tensorboard`.
+
+    Args:
+        output: What NNI names as the trial's folder for output (`NNI_OUTPUT_DIR`).
+    """
+    if len(output.parents) > 3 and output.parents[2].name == "environments":
+        return output.parents[3] / "trials" / output.name / "output" / EVENTS
+    return output / EVENTS
 
 
 class EventFiles:

@@ -1,10 +1,17 @@
 """The log of a run: everything that was said, by whom and when, appended by all processes that work on it."""
 
 import logging
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
+if TYPE_CHECKING:
+    _Stream = logging.StreamHandler[TextIO]
+else:
+    _Stream = logging.StreamHandler  # Python 3.10 cannot take a type here
 LOG = "bertnas.log"  # under a run's root
 said = logging.getLogger("bertnas")  # takes what a command tells people: into the log alone, as it is printed already
 said.propagate = False
@@ -25,8 +32,21 @@ class _Once(logging.FileHandler):
             self._last = record
             super().emit(record)
 
+    def format(self, record: logging.LogRecord) -> str:
+        """Without the marks that NNI makes colours of."""
+        return re.sub(r"\$\{[A-Z]+\}", "", super().format(record))
+
     def handleError(self, record: logging.LogRecord) -> None:
         """A full disk is no reason to stop, nor to say so at every line."""
+
+
+class Terminal(_Stream):
+    """Writes to what stderr is at the moment: while a bar is shown, above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called by logging."""
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 @contextmanager

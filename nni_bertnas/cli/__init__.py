@@ -15,6 +15,7 @@ from typing import Any
 from nni_bertnas import __version__, quiet_libraries
 from nni_bertnas.deploy import FORMATS
 from nni_bertnas.errors import BertnasError
+from nni_bertnas.logs import Terminal
 from nni_bertnas.stages import STAGES
 from nni_bertnas.student import COSTS
 
@@ -157,7 +158,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _end_as_interrupted()
     quiet_libraries()
     level = "INFO" if getattr(parsed, "verbose", False) else "WARNING"
-    logging.basicConfig(level=os.environ.get("BERTNAS_LOG", level), format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=os.environ.get("BERTNAS_LOG", level), format="%(levelname)s %(name)s: %(message)s", handlers=[Terminal()]
+    )
     try:
         importlib.import_module(f"{__name__}.{COMMANDS[parsed.command].module}").run(parsed)
     except BertnasError as error:

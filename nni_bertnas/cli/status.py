@@ -3,8 +3,7 @@
 import json
 from argparse import Namespace
 
-from rich.console import Console
-
+from nni_bertnas.cli.show import open_console
 from nni_bertnas.histories import HISTORY, PLAN, read_state
 from nni_bertnas.report.status import find_root, read_status, show_status
 
@@ -16,7 +15,7 @@ def run(arguments: Namespace) -> None:
     if arguments.json:
         print(json.dumps(status, indent=1))
     else:
-        show_status(status, Console(markup=False))
+        show_status(status, open_console())
 
 
 def _plan(arguments: Namespace) -> dict[str, object]:

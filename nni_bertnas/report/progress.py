@@ -34,7 +34,7 @@ def spell_epoch(metrics: Mapping[str, Any], *, everything: bool = False) -> str:
         for name, value in metrics.items()
         if isinstance(value, int | float)
         and name not in ("epoch", "seconds")
-        and (everything or name.startswith(_SHOWN))
+        and (everything or name.rpartition("/")[2].startswith(_SHOWN))
     )
     return f"epoch {metrics['epoch'] + 1:.0f}: {', '.join(shown)}"
 
@@ -114,7 +114,7 @@ class Teller:
         """Print what a command is for, whatever the level; takes what rich's console does."""
         self.console.print(*things, **options)
         plain = Console(file=io.StringIO(), width=_WIDTH, markup=False)
-        plain.print(*things, highlight=False, soft_wrap=options.get("soft_wrap", False))
+        plain.print(*things, highlight=False, soft_wrap=all(isinstance(thing, str) for thing in things))
         self._note(plain.file.getvalue().rstrip("\n"))  # type: ignore[attr-defined]
 
     def _note(self, text: str) -> None:

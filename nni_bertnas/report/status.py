@@ -16,7 +16,6 @@ from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.histories import HISTORY, WEB_UI, is_alive, last_epoch, read_state, record_name
 from nni_bertnas.report.progress import spell_seconds
 
-_LOSSES = ("train_loss", "weights_loss", "architecture_loss")  # which of a training's the loss is, the first there is
 Facts = dict[str, Any]
 
 
@@ -79,7 +78,7 @@ def _read_stage(root: Path, plan: Mapping[str, Any], name: str, wall: float | No
         "running": by_state["running"],
         "stopped": [one for one in rest if one["state"] == "stopped"],
         "left": len(rest),
-        "seconds": _union(spans) if spans else wall,
+        "seconds": max(_union(spans), wall or 0.0) if spans else wall,  # a stage takes longer than its units
         "seconds_left": seconds_left,
     }
 
@@ -99,7 +98,7 @@ def _read_unit(root: Path, stage: str, unit: str, mark: str, now: float) -> Fact
         seconds = _read_json(result).get("seconds") if seconds is None else seconds
     else:
         found = "stopped" if state.get("state") == "stopped" else "waiting"
-    loss = next((epoch[key] for key in _LOSSES if key in epoch), None)
+    loss = next((value for key, value in epoch.items() if key.rpartition("/")[2] == "train_loss"), None)
     return {
         "unit": unit,
         "state": found,

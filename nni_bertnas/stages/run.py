@@ -17,7 +17,7 @@ from nni_bertnas.data.models import load_classifier, load_config, load_encoder
 from nni_bertnas.data.task_data import TaskData, load_task
 from nni_bertnas.data.tasks import TaskSpec, task_spec
 from nni_bertnas.errors import ConfigError, PhaseError
-from nni_bertnas.event_files import EventFiles
+from nni_bertnas.event_files import EVENTS, EventFiles, of_trial
 from nni_bertnas.histories import HISTORY, Record, record_name
 from nni_bertnas.search.strategies import list_spaces
 from nni_bertnas.stages import built_on
@@ -39,7 +39,6 @@ Result = dict[str, Any]  # what `result.json` holds
 ANSWERS = "answers.npz"  # beside the features: how a siamese teacher's answers come out of them
 PROBES = "probes.npz"  # in the folder of the stage probes
 _SECONDS = "seconds.json"
-_EVENTS = "tensorboard"  # folder of TensorBoard's files, NNI's name too
 _LATENCY_ROWS = 60
 
 
@@ -315,9 +314,9 @@ class Run:
     def books(self, stage: str, unit: Unit) -> list[Book]:
         """What keeps the metrics of one unit of work, whoever else is told of them."""
         found: list[Book] = [self.record(stage, unit)]
-        found.append(EventFiles(self.root / _EVENTS / record_name(stage, unit_name(unit))))
+        found.append(EventFiles(self.root / EVENTS / record_name(stage, unit_name(unit))))
         if output := os.environ.get("NNI_OUTPUT_DIR"):  # of the trial that this is, and where NNI's web UI looks
-            found.append(EventFiles(Path(output) / _EVENTS))
+            found.append(EventFiles(of_trial(Path(output))))
         return found
 
     @contextmanager
