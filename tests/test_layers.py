@@ -23,7 +23,8 @@ FLOORS = (
     ("training",),
     ("store", "student"),
     ("data",),
-    ("artifacts", "tracking", "histories", "event_files", "logs"),
+    ("tracking", "histories", "event_files", "logs"),
+    ("artifacts",),
     ("config", "machine", "profiles"),
     ("errors",),
 )

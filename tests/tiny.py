@@ -157,6 +157,29 @@ class Recorder(Tracker):
         self.results.append(dict(metrics))
 
 
+class Keeper:
+    """A book that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.kept: list[dict[str, float]] = []
+        self.states: list[str] = []
+
+    def begin(self) -> None:
+        self.states.append("begun")
+
+    def epoch(self, metrics: Mapping[str, float]) -> None:
+        self.kept.append(dict(metrics))
+
+    def final(self, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def end(self, state: str) -> None:
+        self.states.append(state)
+
+    def close(self) -> None:
+        pass
+
+
 def option(score: float, num_params: int, latency_ms: float) -> Candidate:
     return replace(chain("zero"), score=score, num_params=num_params, latency_ms=latency_ms, num_flops=2 * num_params)
 

@@ -121,8 +121,8 @@ def ensure(run: Run, name: str, unit: Unit | None = None, tracker: Tracker | Non
             run.refresh()
         else:
             tracker.reuse()
-    tracker.final(stage.metrics(run, result))
     tracker.table("candidates", stage.table(result))
+    tracker.final(stage.metrics(run, result))
     if stage.model and run.study.tracking.wandb_artifact:
         name = f"{run.study.name}-{record_name(name, unit_name(unit))}"
         tracker.artifact(name, run.folder(stage.name, unit) / stage.model, stage.metrics(run, result))

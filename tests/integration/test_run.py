@@ -1,5 +1,6 @@
 """`bertnas run` through real NNI on the tiny study."""
 
+import json
 import os
 import signal
 import socket
@@ -13,14 +14,23 @@ from tiny import tiny_run
 from wandb_log import read_offline_runs
 
 from nni_bertnas.config import to_yaml
+from nni_bertnas.histories import HISTORY, read_history
 
 pytestmark = pytest.mark.integration
 
 
+def start_command(name: str) -> list[str]:
+    return [str(Path(sys.executable).with_name("bertnas")), name, "study.yml"]
+
+
 def start(root: Path, *arguments: str) -> subprocess.Popen:
-    command = [str(Path(sys.executable).with_name("bertnas")), "run", "study.yml", *arguments]
     return subprocess.Popen(
-        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        [*start_command("run"), *arguments],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -73,6 +83,13 @@ def test_run_reuse_force_and_interrupt(tmp_path: Path) -> None:
         assert part in text, text
     assert not nni_processes(tmp_path)
     check_tracking(run.root)
+    log = (run.root / "bertnas.log").read_text()
+    assert all(line in log for line in text.splitlines() if line.startswith(("cell", "block", "wall time")))
+    assert "[cell-block0_depth1]" in log  # what a trial's own process told
+    told = subprocess.run(
+        [*start_command("status"), "--json"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert all(one["done"] == one["units"] and one["seconds"] > 0 for one in json.loads(told.stdout)["stages"])
     results = run.folder("supernet", {"seed": 0}) / "result.json"
     made = results.stat().st_mtime_ns
 
