@@ -18,7 +18,7 @@ from nni_bertnas.histories import (
     record_name,
     this_process,
 )
-from nni_bertnas.stages.run import Run
+from nni_bertnas.stages.run import Run, unit_name
 from nni_bertnas.stages.stage import ensure
 from nni_bertnas.tracking import Tracker
 
@@ -27,7 +27,7 @@ def without(lines: list[dict]) -> list[dict]:
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
-def made_with_keeper(run: Run, stage: str, unit: dict, cause: type[BaseException] | None = None) -> Keeper:
+def made_with_keeper(run: Run, stage: str, unit: dict) -> Keeper:
     """Make a unit, and give what its books were told."""
     keeper = Keeper()
     ensure(run, stage, unit, Tracker(books=[run.record(stage, unit), keeper]))
@@ -44,14 +44,13 @@ def test_the_history_of_every_training_is_what_its_tracker_got(built_copy: Path)
     counts = {}
     units: list[tuple[str, dict]] = [
         ("teacher", {}), ("features", {}), ("general", {}), ("masked_lm", {}), ("augment", {}),
-        *(("cell", {"block": block, "depth": 1}) for block in (0, 1)), *(("block", {"block": block}) for block in (0, 1)),
+        ("cell", {"block": 0, "depth": 1}), ("cell", {"block": 1, "depth": 1}), ("block", {"block": 0}),
+        ("block", {"block": 1}),
         ("supernet", {"seed": 0}), ("baselines", {"seed": 0, "student": "uniform_0"}),
     ]  # fmt: skip
     for stage, unit in units:
         kept = made_with_keeper(run, stage, unit).kept
-        name = record_name(
-            stage, "_".join(f"{key}{value}" if key != "student" else value for key, value in unit.items())
-        )
+        name = record_name(stage, unit_name(unit))
         lines = read_history(run.root / HISTORY, name)
         assert without(lines) == kept
         seconds = [line["seconds"] for line in lines]

@@ -1,5 +1,6 @@
 """`bertnas run` through real NNI on the tiny study."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from wandb_log import read_offline_runs
 from nni_bertnas.config import to_yaml
 from nni_bertnas.histories import HISTORY, read_history
 
+TENSORBOARD = importlib.util.find_spec("tensorboard") is not None  # an extra
 pytestmark = pytest.mark.integration
 
 
@@ -63,6 +65,9 @@ def check_tracking(root: Path) -> None:
             assert history[-1]["final/seconds"] >= 0
         else:
             assert history[-1]["final/num_params"] > 0 and "final/default" in history[-1]
+        kept = read_history(root / HISTORY, name.removesuffix("-sst2"))
+        assert [row["train_loss"] for row in kept if "train_loss" in row] == [row["train_loss"] for row in epochs]
+        assert bool(list((root / "tensorboard" / name.removesuffix("-sst2")).glob("events.*"))) == TENSORBOARD
     assert any("probability/layer_0/attention_4" in row for row in runs["cell-block0_depth1"][1])
     assert all("dev_accuracy" in row for row in runs["supernet-seed0"][1] if "train_loss" in row)
 
