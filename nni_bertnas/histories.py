@@ -68,7 +68,7 @@ class Record:
             history_file(self.folder, self.name).write_text("", encoding="utf-8")
         except OSError as error:
             self._break(error)
-        self._write({"state": "working", **this_process()})
+        self._write({"state": "working", **this_process(), "experiment": os.environ.get("NNI_EXP_ID")})
 
     def epoch(self, metrics: Mapping[str, float]) -> None:
         """Append the metrics of one epoch."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -46,14 +47,26 @@ def read_status(root: Path, plan: Mapping[str, Any]) -> Facts:
     times, now = _read_json(root / "seconds.json"), time.time()
     stages = [_read_stage(root, plan, name, times.get(name), now) for name in plan["stages"]]
     left = [one["seconds_left"] for one in stages if one["units"] != one["done"] + one["other_settings"]]
-    experiment = read_state(root / HISTORY, WEB_UI)
     return {
         "root": str(root),
-        "web_ui": experiment.get("address") if is_alive(experiment) else None,
+        "web_ui": _web_ui(root, [unit for one in stages for unit in one["running"]]),
         "stages": stages,
         "seconds_left": None if None in left else sum(left),
         "disk_bytes": {path.name: _bytes(path) for path in sorted(root.iterdir()) if path.is_dir()},
     }
+
+
+def _web_ui(root: Path, running: Iterable[Facts]) -> str | None:
+    """The address of the experiment that `bertnas` started, or that a running trial belongs to; None: none is alive."""
+    own = read_state(root / HISTORY, WEB_UI)
+    if is_alive(own):
+        return str(own["address"])
+    known = _read_json(Path.home() / "nni-experiments" / ".experiment")  # NNI's own list, of `nnictl` too
+    for unit in running:
+        one = known.get(unit["experiment"], {})
+        if isinstance(one.get("pid"), int) and psutil.pid_exists(one["pid"]):
+            return f"http://127.0.0.1:{one['port']}"
+    return None
 
 
 def _read_stage(root: Path, plan: Mapping[str, Any], name: str, wall: float | None, now: float) -> Facts:
@@ -103,6 +116,7 @@ def _read_unit(root: Path, stage: str, unit: str, mark: str, now: float) -> Fact
         "unit": unit,
         "state": found,
         "alive": alive,
+        "experiment": state.get("experiment"),
         "since": since,
         "seconds": seconds,
         "epoch": epoch.get("epoch"),

@@ -92,6 +92,19 @@ def test_people_read_it(half: Run) -> None:
         assert part in text, text
 
 
+def test_the_web_ui_of_a_trial_that_nnictl_started(half: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_state(half.root / HISTORY, WEB_UI, {"address": "http://127.0.0.1:1", **this_process(), "created": 0})  # old
+    monkeypatch.setenv("HOME", str(half.root.parent))
+    monkeypatch.setenv("NNI_EXP_ID", "abcd1234")
+    Record(half.root / HISTORY, "cell-block1_depth1", half.mark).begin()
+    assert read_status(half.root, make_plan(half))["web_ui"] is None
+    experiments = half.root.parent / "nni-experiments"
+    experiments.mkdir()
+    known = {"abcd1234": {"id": "abcd1234", "port": 18123, "pid": os.getpid(), "status": "RUNNING"}}
+    (experiments / ".experiment").write_text(json.dumps(known))
+    assert read_status(half.root, make_plan(half))["web_ui"] == "http://127.0.0.1:18123"
+
+
 def listing(root: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in root.rglob("*")}
 
