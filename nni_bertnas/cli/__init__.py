@@ -45,6 +45,7 @@ _LOUD: Arguments = {
     "--quiet": {"action": "store_true", "help": "say only what came out at the end, and errors"},
     "--verbose": {"action": "store_true", "help": "say every metric, and what libraries tell, too"},
 }
+_LEVELS = {"quiet": "ERROR", "verbose": "INFO"}  # of libraries' messages
 _FORCE = {"choices": STAGES, "metavar": "STAGE", "help": f"redo it and what builds on it: {', '.join(STAGES)}"}
 COMMANDS: dict[str, Command] = {
     "run": Command("run", "all of a study, stage by stage", {**_STUDY, "--force": _FORCE, **_LOUD}),
@@ -157,7 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser().parse_args(arguments)
     _end_as_interrupted()
     quiet_libraries()
-    level = "INFO" if getattr(parsed, "verbose", False) else "WARNING"
+    asked = next((name for name in _LEVELS if getattr(parsed, name, False)), "")
+    level = _LEVELS.get(asked, "WARNING")
     logging.basicConfig(
         level=os.environ.get("BERTNAS_LOG", level), format="%(levelname)s %(name)s: %(message)s", handlers=[Terminal()]
     )
