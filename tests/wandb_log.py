@@ -27,6 +27,21 @@ def read_offline_runs(root: Path) -> list[tuple[dict, list[dict]]]:
     return [_read(path) for path in sorted(root.glob("wandb/offline-run-*/*.wandb"))]
 
 
+def read_artifacts(root: Path) -> dict[str, dict[str, Path]]:
+    """The files of every artifact that the offline W&B runs under a folder logged: by its name, where each lies."""
+    from wandb.proto import wandb_internal_pb2
+
+    found = {}
+    for path in sorted(root.glob("wandb/offline-run-*/*.wandb")):
+        for data in scan(path.read_bytes()):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            if record.WhichOneof("record_type") == "artifact":
+                one = record.artifact
+                found[one.name] = {file.path: Path(file.local_path) for file in one.manifest.contents}
+    return found
+
+
 def _read(path: Path, patience_seconds: float = 30.0) -> tuple[dict, list[dict]]:
     """A run's `finish` may return before another process has written its log: wait for the run's record."""
     deadline = time.monotonic() + patience_seconds

@@ -15,6 +15,7 @@ from typing import Any
 from nni_bertnas import __version__, quiet_libraries
 from nni_bertnas.deploy import FORMATS
 from nni_bertnas.errors import BertnasError
+from nni_bertnas.logs import Terminal
 from nni_bertnas.stages import STAGES
 from nni_bertnas.student import COSTS
 
@@ -40,9 +41,14 @@ _STUDY: Arguments = {"study": {"type": Path, "metavar": "STUDY", "help": "the st
 _MODEL: Arguments = {
     "model": {"type": Path, "metavar": "MODEL", "help": "its folder, e.g. runs/demo/supernet/seed0/student"}
 }
+_LOUD: Arguments = {
+    "--quiet": {"action": "store_true", "help": "say only what came out at the end, and errors"},
+    "--verbose": {"action": "store_true", "help": "say every metric, and what libraries tell, too"},
+}
+_LEVELS = {"quiet": "ERROR", "verbose": "INFO"}  # of libraries' messages
 _FORCE = {"choices": STAGES, "metavar": "STAGE", "help": f"redo it and what builds on it: {', '.join(STAGES)}"}
 COMMANDS: dict[str, Command] = {
-    "run": Command("run", "all of a study, stage by stage", {**_STUDY, "--force": _FORCE}),
+    "run": Command("run", "all of a study, stage by stage", {**_STUDY, "--force": _FORCE, **_LOUD}),
     "validate": Command(
         "validate",
         "check a study file, and NNI's experiment files",
@@ -63,7 +69,7 @@ COMMANDS: dict[str, Command] = {
             "--draw": {"type": Path, "metavar": "FILE", "help": "draw the space, .png or .svg (extra plots)"},
         },
     ),
-    **{name: Command("stage", entry.help, _STUDY) for name, entry in STAGES.items()},
+    **{name: Command("stage", entry.help, {**_STUDY, **_LOUD}) for name, entry in STAGES.items()},
     "select": Command(
         "select",
         "the best students that a finished search can give within a budget, by predicted score; trains nothing",
@@ -102,6 +108,11 @@ COMMANDS: dict[str, Command] = {
             **_STUDY,
             "--html": {"type": Path, "metavar": "FILE", "help": "of the page (default: report.html in the run)"},
         },
+    ),
+    "status": Command(
+        "status",
+        "how far a run is, while it goes on or afterwards: units, losses, times, disk",
+        {**_STUDY, "--json": {"action": "store_true", "help": "as JSON"}},
     ),
     "predict": Command(
         "predict",
@@ -184,7 +195,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser().parse_args(arguments)
     _end_as_interrupted()
     quiet_libraries()
-    logging.basicConfig(level=os.environ.get("BERTNAS_LOG", "WARNING"), format="%(levelname)s %(name)s: %(message)s")
+    asked = next((name for name in _LEVELS if getattr(parsed, name, False)), "")
+    level = _LEVELS.get(asked, "WARNING")
+    logging.basicConfig(
+        level=os.environ.get("BERTNAS_LOG", level), format="%(levelname)s %(name)s: %(message)s", handlers=[Terminal()]
+    )
     try:
         importlib.import_module(f"{__name__}.{COMMANDS[parsed.command].module}").run(parsed)
     except BertnasError as error:

@@ -2,11 +2,13 @@
 
 from argparse import Namespace
 
-from nni_bertnas.cli.show import open_console
+from nni_bertnas.cli.show import open_teller
 from nni_bertnas.cli.stage import make
+from nni_bertnas.logs import LOG, open_log
 from nni_bertnas.report.results import show
 from nni_bertnas.report.trained import show_frontier
 from nni_bertnas.stages import STAGES
+from nni_bertnas.stages.plan import write_plan
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import check_all, load
 from nni_bertnas.study_files import load_study
@@ -15,14 +17,17 @@ from nni_bertnas.study_files import load_study
 def run(arguments: Namespace) -> None:
     """Make every stage that the study asks for, then print the closing table."""
     study = load_study(arguments.study)
-    opened, console = Run(study), open_console()
+    opened = Run(study)
     check_all(opened)
-    if arguments.force:
-        opened.discard_from(arguments.force)
-    console.print(f"study {study.name} ({arguments.study}), everything goes to {opened.root}", highlight=False)
-    for name in STAGES:
-        stage = load(name)
-        if stage.units(opened):
-            make(opened, stage, arguments.study, console)
-    show(opened, console)
-    show_frontier(opened, console)
+    with open_log(opened.root / LOG):
+        teller = open_teller(arguments)
+        if arguments.force:
+            opened.discard_from(arguments.force)
+        write_plan(opened)
+        teller.say(f"study {study.name} ({arguments.study}), everything goes to {opened.root}")
+        for name in STAGES:
+            stage = load(name)
+            if stage.units(opened):
+                make(opened, stage, arguments.study, teller)
+        show(opened, teller)
+        show_frontier(opened, teller)

@@ -1,17 +1,19 @@
 """NNI experiments as `bertnas` runs them: made from the study, started, watched, stopped."""
 
-import logging
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import nni
 from nni.experiment import Experiment
 from nni.experiment.config import AlgorithmConfig, ExperimentConfig
 
 from nni_bertnas.errors import PhaseError
+from nni_bertnas.histories import HISTORY, WEB_UI, state_file, this_process, write_state
 from nni_bertnas.launch import trial_server
 from nni_bertnas.launch.manager import check_alive, manager
 from nni_bertnas.stages.run import Run, Unit
@@ -50,6 +52,26 @@ def make_config(
     return config
 
 
+@contextmanager
+def announced(run: Run, stage: Stage) -> Iterator[Callable[[str], None]]:
+    """Lets others find a stage's web UI as long as the block lasts.
+
+    Yields:
+        What takes its address.
+    """
+    folder = run.root / HISTORY
+
+    def announce(address: str) -> None:
+        with suppress(OSError):
+            write_state(folder, WEB_UI, {"stage": stage.name, "address": address, **this_process()})
+
+    try:
+        yield announce
+    finally:
+        with suppress(OSError):
+            state_file(folder, WEB_UI).unlink(missing_ok=True)
+
+
 def run_experiment(config: ExperimentConfig, port: int, progress: Progress) -> None:
     """Run one NNI experiment to its end; whatever happens, no NNI process is left behind.
 
@@ -61,7 +83,7 @@ def run_experiment(config: ExperimentConfig, port: int, progress: Progress) -> N
     Raises:
         PhaseError: A trial failed; with the end of its error output.
     """
-    logging.getLogger("nni").setLevel(logging.WARNING)
+    nni.silence_stdout()  # what it says goes into the log, warnings to the terminal
     experiment = Experiment(config)
     with manager(experiment, port) as port:
         while True:

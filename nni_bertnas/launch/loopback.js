@@ -1,5 +1,5 @@
 // NNI's web portal listens on every interface and has no password. Loaded into its process
-// (NODE_OPTIONS=--require), this keeps every port it opens on this machine.
+// (NODE_OPTIONS=--require), this keeps every port it opens on this machine, TensorBoard's too.
 const net = require('net');
 const listen = net.Server.prototype.listen;
 net.Server.prototype.listen = function (port, ...rest) {
@@ -7,4 +7,18 @@ net.Server.prototype.listen = function (port, ...rest) {
         return listen.call(this, port, '127.0.0.1', ...rest);
     }
     return listen.call(this, port, ...rest);
+};
+
+// The portal's button runs TensorBoard through a shell that splits folders at spaces.
+const processes = require('child_process');
+const spawn = processes.spawn;
+processes.spawn = function (command, options, ...rest) {
+    if (command === 'tensorboard') {
+        options = options.map((option) =>
+            option.replace(/^--bind_all --logdir_spec=(.*)$/, (_, folders) =>
+                `--host=127.0.0.1 --logdir_spec='${folders.replace(/'/g, "'\\''")}'`
+            )
+        );
+    }
+    return spawn.call(this, command, options, ...rest);
 };

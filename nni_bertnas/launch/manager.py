@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -121,6 +122,8 @@ def _environment() -> Iterator[None]:
     """
     options = f"--require {json.dumps(str(_LOOPBACK))}"  # node reads quotes and backslashes as JSON does
     variables = {"NODE_OPTIONS": " ".join(filter(None, [os.environ.get("NODE_OPTIONS"), options]))}
+    # The portal's button wants a command tensorboard, which is beside this Python, activated or not.
+    variables["PATH"] = os.pathsep.join(filter(None, [os.environ.get("PATH"), str(Path(sys.executable).parent)]))
     for name in ("NO_PROXY", "no_proxy"):
         variables[name] = ",".join(filter(None, [os.environ.get(name), _LOCAL]))
     if not writable(Path.home()):

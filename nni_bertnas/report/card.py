@@ -54,15 +54,15 @@ def model_card(run: Run, folder: Path, form: str) -> str | None:
     if result is None or "architecture" not in result:
         return None
     task, pairs = run.study.task, run.task.pairs
-    example = ('{"text": "one text", "text_pair": "another"}' if form == "hf" else '"one text", "another"') if pairs else (
-        '"a text"'
-    )  # fmt: skip
+    example = '"a text"'
+    if pairs:
+        example = '{"text": "one text", "text_pair": "another"}' if form == "hf" else '"one text", "another"'
     splits = {name: f"{len(rows):,}" for name, rows in run.data.splits.items()}
     parts = [
         _front_matter(run),
         f"# {run.study.name}: a student of {run.study.teacher.model}",
-        f"It reads {' and '.join(f'`{name}`' for name in run.task.texts)} and gives {_answers(run)} (task `{task.name}`). "
-        "It was found by block-wise architecture search and distilled from its teacher by "
+        f"It reads {' and '.join(f'`{name}`' for name in run.task.texts)} and gives {_answers(run)} "
+        f"(task `{task.name}`). It was found by block-wise architecture search and distilled from its teacher by "
         f"[nni_bertnas](https://pypi.org/project/nni-bertnas/) {__version__}.",
         "## Use",
         (_PIPELINE if form == "hf" else _RUNTIME).replace("{example}", example),
@@ -74,16 +74,16 @@ def model_card(run: Run, folder: Path, form: str) -> str | None:
         "## Architecture",
         "\n".join(f"- block {number}: {spell(one)}" for number, one in enumerate(result["architecture"])),
         f"Width {run.study.student.hidden_size}, word matrix of rank {run.study.student.embedding_size}, "
-        f"head `{result['shape']['head']}`, texts read `{result['shape']['encoding']}`ly.",
+        f"head `{result['shape']['head']}`, encoding `{result['shape']['encoding']}`.",
         "## Data",
         f"Source `{task.source}`; rows: {', '.join(f'{name} {count}' for name, count in splits.items())}. "
         "Its targets are the teacher's answers, on these rows and on what unlabelled text the study names.",
         "## Limits",
-        "It answers on texts like those it learnt from; elsewhere neither it nor its teacher has been tried. It carries over "
-        "what its teacher learnt, biases too. Rows in other languages than the teacher's give an answer, not a warning.",
+        "It is for texts like those it learnt from; on others neither it nor its teacher was tried. It carries over "
+        "what its teacher learnt, biases too. A text in a language that the teacher does not know gets an answer, too.",
         "## Licence",
-        f"Of the teacher `{run.study.teacher.model}`, from whose weights it was made: {_licence(run) or 'not known here'}. "
-        "What holds for the teacher and for the data holds for the student.",
+        f"Of the teacher `{run.study.teacher.model}`, from whose weights it was made: "
+        f"{_licence(run) or 'not known here'}. What holds for the teacher and for the data holds for the student.",
         "## Made again",
         f"`bertnas run study.yml` with this study (result {result.get('fingerprint', '')}):",
         f"```yaml\n{(folder.parent / 'study.yml').read_text(encoding='utf-8').strip()}\n```",
@@ -136,19 +136,20 @@ def _percent(value: float, interval: Interval | None) -> str:
 def _costs(run: Run, result: Result) -> Iterator[str]:
     teacher, student = result["teacher"], result["student"]
     rows = (
-        ("parameters", "num_params", 1),
-        ("FLOPs at batch 1", "num_flops", 1),
+        ("parameters", "num_params", 0),
+        ("FLOPs at batch 1", "num_flops", 0),
         ("latency at batch 1, ms", "latency_ms", 2),
     )
     lines = ["| | teacher | student |", "|---|---|---|"]
     for name, key, digits in rows:
-        shown = (f"{side[key]:,.{digits if key == 'latency_ms' else 0}f}" for side in (teacher, student))
+        shown = (f"{side[key]:,.{digits}f}" for side in (teacher, student))
         lines.append(f"| {name} | {' | '.join(shown)} |")
     yield "\n".join(lines)
     about = machine(run)
     yield (
-        f"{result['speedup']:.1f} times as fast as the teacher in PyTorch, {result['latency_threads']} thread(s), at the "
-        f"lengths of the task's own rows, both in turns. This card was written on: {about['processor']}, {about['system']}."
+        f"{result['speedup']:.1f} times as fast as the teacher in PyTorch, {result['latency_threads']} thread(s), at "
+        "the lengths of the task's own rows, both in turns. Where this card was written: "
+        f"{about['processor']}, {about['system']}."
     )
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from nni_bertnas.data.metrics import OF_LABEL, title
 from nni_bertnas.errors import PhaseError
+from nni_bertnas.report.progress import Teller
 from nni_bertnas.stages.run import Result, Run
 from nni_bertnas.stages.supernet import SEARCHED
 from search_space.cells import spell
@@ -34,7 +35,7 @@ def searched_students(run: Run) -> list[tuple[Path, Result]]:
     return [pair for pair in run.results("supernet").values() if pair[1]["student_kind"] == SEARCHED]
 
 
-def show(run: Run, console: Console) -> None:
+def show(run: Run, console: Console | Teller) -> None:
     """Print teacher against student, baselines, the architectures, the wall times, and where everything lies."""
     folder, result = best_student(run)
     console.print(comparison(run, result))
@@ -97,7 +98,7 @@ def _place(student: str) -> tuple[bool, str, int]:
     return student != SEARCHED, kind, int(number) if number.isdigit() else 0
 
 
-def show_baselines(run: Run, console: Console) -> None:
+def show_baselines(run: Run, console: Console | Teller) -> None:
     """Print the searched student beside its baselines, where there are any, and say who is better."""
     shown, metric = compared_students(run), run.task.metric
     if not shown:

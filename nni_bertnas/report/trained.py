@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import kendalltau
 
+from nni_bertnas.report.progress import Teller
 from nni_bertnas.report.results import compared_students, searched_students
 from nni_bertnas.stages.run import Result, Run
 from nni_bertnas.stages.supernet import SEARCHED
@@ -54,7 +55,7 @@ def trained_students(run: Run) -> list[Trained]:
     ]
 
 
-def show_frontier(run: Run, console: Console) -> None:
+def show_frontier(run: Run, console: Console | Teller) -> None:
     """Print the students along the front, predicted and measured, where there are any, and what rankings tell."""
     found, metric = frontier(run), f"dev_{run.task.metric}"
     if found:

@@ -65,7 +65,12 @@ def run_architecture(
         raise CandidateError(f"{spell(architecture)}: its {settings.cost} {cost:g} is over cell.max_cost")
     unit = {"block": block, "depth": depth}
     folder = _trials(run, unit) / fingerprint(_settings(run, unit), architecture)
-    result = read_result(folder, folder.name) or _train(run, unit, architecture, search, folder)
+    result = read_result(folder, folder.name)
+    if result is None:
+        with tracker.working():
+            result = _train(run, unit, architecture, search, folder)
+    else:
+        tracker.reuse()
     _rank(run, unit, search)
     tracker.final(metrics(run, result))
     return result

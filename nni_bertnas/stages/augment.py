@@ -82,7 +82,7 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     new = merge_parts(parts, train)
     new.write(folder / TEXTS, run.task.texts, run.task.label, json.dumps({"seed": seed, **to_dict(settings)}))
     start = time.perf_counter()
-    store = label_rows(run, folder, new.rows.texts, new.rows.pairs)
+    store = label_rows(run, folder, new.rows.texts, new.rows.pairs, progress=tracker.progress)
     save_copies(folder, new.copies)
     labels = np.asarray(train.labels)
     result = {

@@ -18,7 +18,7 @@ from nni_bertnas.search.strategies import OneShotOptions, find_strategy
 from nni_bertnas.stages.cells import general_cells, load_ranked, starts_fresh, starts_general
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, find
-from nni_bertnas.stages.students import StudentMaker, describe, metrics
+from nni_bertnas.stages.students import STUDENT, StudentMaker, describe, metrics
 from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.tracking import Tracker
 from nni_bertnas.training.trainer import pl
@@ -70,7 +70,7 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     baseline, number = read_name(unit["student"])
     maker = StudentMaker(run, unit["seed"])
     maker.shape = replace(run.shape, **searched["shape"])
-    candidates = _train(run, baseline, number, match, unit["student"])
+    candidates = _train(run, baseline, number, match, unit["student"], tracker)
     pl.seed_everything(unit["seed"], verbose=False)  # for what comes after, as of the searched student
     ratios = match.ratios(candidates) if baseline.by_block else [match.ratio(candidates)]
     return {
@@ -108,20 +108,20 @@ def matching(run: Run, searched: Result) -> Matching:
     )
 
 
-def _train(run: Run, baseline: Baseline, number: int, match: Matching, name: str) -> list[Candidate]:
+def _train(run: Run, baseline: Baseline, number: int, match: Matching, name: str, tracker: Tracker) -> list[Candidate]:
     """Draw a baseline and train its cells from fresh weights; if they do not train, draw another."""
     students = list(itertools.islice(baseline.students(match, number), ATTEMPTS))
     if not students:
         raise ConfigError(f"baseline.students: there is no {name}, the spaces have fewer; ask for fewer")
     for drawn in students:
         try:
-            return train_cells(run, drawn)
+            return train_cells(run, drawn, tracker)
         except CandidateError as error:
             _log.warning("%s, %s: %s", name, "; ".join(map(str, drawn)), error)
     raise PhaseError(f"no cells of {name} could be trained; see the log and lower cell.learning_rate")
 
 
-def train_cells(run: Run, drawn: Sequence[Candidate]) -> list[Candidate]:
+def train_cells(run: Run, drawn: Sequence[Candidate], tracker: Tracker | None = None) -> list[Candidate]:
     """Train cells from fresh weights with the cell phase's settings and then the block phase's, for as many epochs.
 
     A one-shot search trains a candidate in the supernet and then alone, so that both numbers of epochs count here.
@@ -132,6 +132,7 @@ def train_cells(run: Run, drawn: Sequence[Candidate]) -> list[Candidate]:
     Raises:
         CandidateError: One did not train.
     """
+    tracker = tracker or Tracker()
     study, width, teacher_size = run.study, run.study.student.hidden_size, run.train.hidden_size
     options = find_strategy(study.cell)[1]
     epochs = study.cell.epochs + (options.candidate_epochs if isinstance(options, OneShotOptions) else 0)
@@ -141,15 +142,15 @@ def train_cells(run: Run, drawn: Sequence[Candidate]) -> list[Candidate]:
         seed = run.seed(group[0], drawn[group[0]].depth)  # as a search of this block and depth has
         pl.seed_everything(seed, verbose=False)
         own = [drawn[block].fresh(teacher_size, width) for block in group]
-        trainer = run.trainer(group[0], study.cell, Tracker(), seed=seed, blocks=len(group))
+        trainer = run.trainer(group[0], study.cell, tracker.part(f"cell{group[0]}"), seed=seed, blocks=len(group))
         trainer.start_maps([one.trained for one in own])
         trainer.fit_cells([one.trained for one in own], epochs)
         found += own
     fresh = starts_fresh(run)
     for block, one in enumerate(found):
         pl.seed_everything(run.seed(block), verbose=False)
-        trainer = run.trainer(block, study.block, Tracker(), seed=run.seed(block))
-        start = general_cells(run, block, [one]) if starts_general(run) else [one]
+        trainer = run.trainer(block, study.block, tracker.part(f"block{block}"), seed=run.seed(block))
+        start = general_cells(run, block, [one], tracker) if starts_general(run) else [one]
         trained = trainer.train_on(start, width, fresh=fresh and not starts_general(run))
         if not trained:
             raise CandidateError(f"{one}: its block score is no number")
@@ -169,6 +170,7 @@ STAGE = Stage(
     needs=lambda run, unit: [("supernet", {"seed": unit["seed"]})],
     check=_check,
     metrics=metrics,
+    model=STUDENT,
     optimize="maximize",
     alone=True,
     missing="set baseline.students, e.g. to {random: 3, uniform: 1}",

@@ -14,6 +14,7 @@ from nni_bertnas.stages.cells import (
     read_candidates,
     starts_fresh,
     starts_general,
+    table,
     with_latencies,
     with_replaced,
 )
@@ -84,7 +85,8 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     trainer = run.trainer(block, study.block, tracker, seed=run.seed(block))
     fresh = starts_fresh(run)
     if starts_general(run):
-        chosen, plain, fresh = general_cells(run, block, chosen), general_cells(run, block, plain), False
+        chosen, plain = (general_cells(run, block, some, tracker) for some in (chosen, plain))
+        fresh = False
     elif not fresh:
         folders = {depth: run.folder("cell", {"block": block, "depth": depth}) for depth in found}
         chosen = [one.load(folders[one.depth], teacher_size, width) for one in chosen]
@@ -114,5 +116,6 @@ STAGE = Stage(
     ],
     check=lambda run, unit: run.check_block(unit["block"]),
     metrics=metrics,
+    table=table,
     optimize="minimize",
 )

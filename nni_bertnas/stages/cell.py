@@ -11,7 +11,7 @@ from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.search.search import Found, mean_score
 from nni_bertnas.search.strategies import check_search, find_strategy
 from nni_bertnas.search.watch import collapse
-from nni_bertnas.stages.cells import describe, make_search, metrics
+from nni_bertnas.stages.cells import describe, make_search, metrics, table
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, stage_fingerprint
 from nni_bertnas.student.candidates import kind_of, kinds_first, save_candidates
@@ -109,5 +109,6 @@ STAGE = Stage(
     needs=lambda run, unit: [("teacher", {}), ("features", {}), *run.probe_stage],
     check=_check,
     metrics=metrics,
+    table=table,
     optimize="minimize",
 )

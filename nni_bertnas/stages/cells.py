@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 from safetensors.torch import load_file
@@ -36,6 +38,23 @@ def metrics(run: Run, result: Result) -> dict[str, float]:
     """What NNI is told: score and costs of the best candidate."""
     best = result["candidates"][0]
     return {"default": best["score"], **{name: best[name] for name in ("num_params", "num_flops", "latency_ms")}}
+
+
+def table(result: Result) -> list[dict[str, Any]]:
+    """The candidates of a result, best first, with their architectures as texts."""
+    return [
+        {
+            "architecture": spell(one.architecture),
+            "depth": one.depth,
+            "score": one.score,
+            "replaced": one.replaced,
+            "inherited": one.inherited,
+            "num_params": one.num_params,
+            "num_flops": one.num_flops,
+            "latency_ms": one.latency_ms,
+        }
+        for one in read_candidates(result)
+    ]
 
 
 def describe(run: Run, result: Result) -> str:
@@ -90,14 +109,18 @@ def starts_general(run: Run) -> bool:
     return run.study.general.cells > 0 and run.study.block.start != "cell"
 
 
-def general_cells(run: Run, block: int, candidates: Sequence[Candidate]) -> list[Candidate]:
+def general_cells(
+    run: Run, block: int, candidates: Sequence[Candidate], tracker: Tracker | None = None
+) -> list[Candidate]:
     """The candidates with cells that were trained on general text; what starts alike is trained once.
 
     Args:
         run: Of the study.
         block: Number of the block.
         candidates: Of any weights.
+        tracker: Takes the metrics of every epoch.
     """
+    part = (tracker or Tracker()).part("general")
     study, folder = run.study, general_folder(run)
     assert folder is not None
     store, sizes = FeatureStore(folder / TEXTS), (run.train.hidden_size, run.study.student.hidden_size)
@@ -113,7 +136,7 @@ def general_cells(run: Run, block: int, candidates: Sequence[Candidate]) -> list
         else:
             trainer = CellTrainer(
                 train=store, dev=run.dev, edges=edges, settings=settings, precision=study.student.precision,
-                seed=run.seed(block),
+                seed=run.seed(block), report=partial(part.epoch, default=None),
             )  # fmt: skip
             trainer.start_maps([fresh.trained])
             trainer.fit_candidates([fresh.trained.train()], settings.epochs)

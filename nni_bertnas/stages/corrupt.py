@@ -33,7 +33,7 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
         raise ConfigError("augment.corruptions: no text of train can be corrupted; set it to 0")
     origin, texts = zip(*made, strict=True)
     parquet.write_table(pa.table({run.task.texts[0]: texts, "row": origin}), folder / ROWS)
-    logits = label_rows(run, folder, list(texts)).logits
+    logits = label_rows(run, folder, list(texts), progress=tracker.progress).logits
     own, single = run.train.logits[: len(train)], bool(run.data.label_names) and not run.task.multi_label
     return {
         "rows": len(texts),

@@ -79,8 +79,8 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     (folder / RESULT).unlink(missing_ok=True)
     (folder / _CHECKED).unlink(missing_ok=True)
     (folder / ANSWERS).unlink(missing_ok=True)
-    train.write()
-    dev.write()
+    train.write(tracker.progress)
+    dev.write(tracker.progress)
     if run.teacher_kind != "cross":
         _fit_answers(run, folder, len(run.data.splits["train"]))
     write_whole(folder / _CHECKED, json.dumps(_stamps(folder)))

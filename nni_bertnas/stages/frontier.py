@@ -17,7 +17,7 @@ from nni_bertnas.stages.cells import load_ranked, read_rankings
 from nni_bertnas.stages.choice import Prices
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, load
-from nni_bertnas.stages.students import StudentMaker, describe, metrics
+from nni_bertnas.stages.students import STUDENT, StudentMaker, describe, metrics
 from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.student.selection import Combination, other_than
 from nni_bertnas.tracking import Tracker
@@ -104,6 +104,7 @@ STAGE = Stage(
     needs=lambda run, unit: load("supernet").needs(run, {"seed": unit["seed"]}),
     check=_check,
     metrics=metrics,
+    model=STUDENT,
     optimize="maximize",
     alone=True,
     missing="set supernet.students to how many you want, e.g. 5",

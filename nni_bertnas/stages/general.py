@@ -46,20 +46,20 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     with FileLock(target.with_name(f".{target.name}.lock")):
         if (found := read_result(target, mark)) is None:
             with atomic_folder(target) as fresh:
-                found = {"fingerprint": mark, **_write(run, fresh)}
+                found = {"fingerprint": mark, **_write(run, fresh, tracker)}
                 run.write(fresh, found)
     return {**found, "folder": str(target.resolve())}
 
 
-def _write(run: Run, folder: Path) -> Result:
+def _write(run: Run, folder: Path, tracker: Tracker) -> Result:
     start, study = time.perf_counter(), run.study
     encoder, tokenizer = load_encoder(study.teacher.model), load_tokenizer(study.teacher.model)
     texts = general_texts(study.general.files, run.general_rows, lambda: run.data.splits["train"].texts)
     rows = tokenize(tokenizer, Rows(texts, [UNLABELLED] * len(texts)), study.task.max_length)
     edges = run.cuts if study.general.cells else ()
     stored = np.arange(len(texts)) < study.general.cells
-    SplitWriter(folder / TEXTS, None, rows, edges, study.features.dtype, stored, encoder).write()
-    np.save(folder / PIECES, piece_vectors(encoder, tokenizer))
+    SplitWriter(folder / TEXTS, None, rows, edges, study.features.dtype, stored, encoder).write(tracker.progress)
+    np.save(folder / PIECES, piece_vectors(encoder, tokenizer, tracker.progress))
     return {"rows": len(texts), "seconds": time.perf_counter() - start}
 
 

@@ -46,6 +46,7 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
         max_length=study.task.max_length,
         seed=study.seed,
         report=lambda metrics: tracker.epoch(metrics, "dev_accuracy"),
+        progress=tracker.progress,
     )
     fitted.model.save_pretrained(folder)
     fitted.tokenizer.save_pretrained(folder)

@@ -51,13 +51,14 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
         frozenset(pair) for rows in run.data.splits.values() for pair in zip(rows.texts, rows.pairs or (), strict=True)
     }
     alone = tokenize(run.load_teacher()[1], Rows(texts, [UNLABELLED] * len(texts)), run.study.task.max_length)
-    vectors = text_vectors(run.load_pretrained(), alone)
+    vectors = text_vectors(run.load_pretrained(), alone, tracker.progress)
     mined = mine(texts, vectors, settings, known, seed)
     if not len(mined):
         raise ConfigError("pairs: no new pair was found; raise pairs.bm25, pairs.near, pairs.beyond or pairs.random")
     first, second = ([texts[number] for number in numbers] for numbers in (mined.first, mined.second))
     both = np.concatenate([vectors[mined.first], vectors[mined.second]], axis=1) if run.separate else None
-    found = label_rows(run, folder, first, second, both).logits.astype(np.float32)
+    store = label_rows(run, folder, first, second, both, progress=tracker.progress)
+    found = store.logits.astype(np.float32)
     own = run.train.logits[: len(train)].astype(np.float32)
     edges = score_edges(own)
     kinds, own_kinds = answer_bins(found, edges), answer_bins(own, edges)

@@ -1,6 +1,7 @@
 """One study's work, opened once: where it lies, and what one reads from it."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,18 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from nni_bertnas.artifacts import read_result, write_result, write_whole
+from nni_bertnas.artifacts import fingerprint, read_result, write_result, write_whole
 from nni_bertnas.config import StudentSettings, Study, TrainingSettings, resolve_boundaries, to_dict, to_yaml
 from nni_bertnas.data.models import load_classifier, load_config, load_encoder
 from nni_bertnas.data.task_data import TaskData, load_task
 from nni_bertnas.data.tasks import TaskSpec, task_spec
 from nni_bertnas.errors import ConfigError, PhaseError
+from nni_bertnas.event_files import EVENTS, EventFiles, of_trial
+from nni_bertnas.histories import HISTORY, Record, record_name
 from nni_bertnas.search.strategies import list_spaces
 from nni_bertnas.stages import built_on
 from nni_bertnas.store.reader import FeatureStore
 from nni_bertnas.student.build import list_shapes, resolve_shape
 from nni_bertnas.student.latency import LatencyTable
-from nni_bertnas.tracking import Channel, Tracker, Watcher, start_wandb
+from nni_bertnas.tracking import Book, Channel, Tracker, Watcher, start_wandb
 from nni_bertnas.training.cells import CellTrainer
 from nni_bertnas.training.probes import Probes
 from nni_bertnas.training.relations import Attention
@@ -299,11 +302,28 @@ class Run:
 
     # records
 
+    @cached_property
+    def mark(self) -> str:
+        """Of the study as it is."""
+        return fingerprint(to_yaml(self.study))
+
+    def record(self, stage: str, unit: Unit) -> Record:
+        """The history and the state of one unit of work."""
+        return Record(self.root / HISTORY, record_name(stage, unit_name(unit)), self.mark)
+
+    def books(self, stage: str, unit: Unit) -> list[Book]:
+        """What keeps the metrics of one unit of work, whoever else is told of them."""
+        found: list[Book] = [self.record(stage, unit)]
+        found.append(EventFiles(self.root / EVENTS / record_name(stage, unit_name(unit))))
+        if output := os.environ.get("NNI_OUTPUT_DIR"):  # of the trial that this is, and where NNI's web UI looks
+            found.append(EventFiles(of_trial(Path(output))))
+        return found
+
     @contextmanager
     def tracker(
         self, stage: str, unit: Unit, *, channel: Channel | None = None, watcher: Watcher | None = None
     ) -> Iterator[Tracker]:
-        """What takes the metrics of one unit of work: one W&B run in the study's group, the stage as job type.
+        """What takes the metrics of one unit of work: its books, and one W&B run in the study's group.
 
         Args:
             stage: Name of the stage.
@@ -320,7 +340,7 @@ class Run:
             name=name,
             config=to_dict(self.study),
         )
-        tracker = Tracker(channel, wandb_run, watcher)
+        tracker = Tracker(channel, wandb_run, watcher, self.books(stage, unit))
         try:
             yield tracker
         finally:

@@ -4,11 +4,12 @@ import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from nni_bertnas.artifacts import atomic_folder, read_result
 from nni_bertnas.config import Study
 from nni_bertnas.errors import ConfigError
+from nni_bertnas.histories import record_name
 from nni_bertnas.machine import memory_bytes, num_cores
 from nni_bertnas.stages import STAGES
 from nni_bertnas.stages.run import Result, Run, Unit, unit_name
@@ -39,6 +40,8 @@ class Stage:
         check: Raises a ConfigError for a unit that cannot be.
         fits: Whether a result with the right fingerprint serves.
         metrics: What NNI and W&B are told of a result; `default` is the main number of an NNI trial.
+        table: The rows that W&B shows of a result, all with equal columns.
+        model: Folder of the saved model inside a result.
         optimize: Whether that number is to be low or high; None: it is no NNI experiment.
         alone: Whether no other trial may run beside one, as latency is measured.
         in_place: See above.
@@ -55,6 +58,8 @@ class Stage:
     check: Callable[[Run, Unit], None] = lambda run, unit: None
     fits: Callable[[Run, Result], bool] = lambda run, result: True
     metrics: Callable[[Run, Result], Mapping[str, float]] = _numbers
+    table: Callable[[Result], list[dict[str, Any]]] = lambda result: []
+    model: str = ""
     optimize: Literal["minimize", "maximize"] | None = None
     alone: bool = False
     in_place: bool = False
@@ -92,22 +97,35 @@ def ensure(run: Run, name: str, unit: Unit | None = None, tracker: Tracker | Non
         run: Of the study.
         name: Of the stage.
         unit: The parameters of the unit; None where there is one alone.
-        tracker: Takes the metrics.
+        tracker: Takes the metrics; None: the unit's books alone do.
 
     Raises:
         ConfigError: There can be no such unit.
         PhaseError: What it is made from is missing, or nothing came out.
     """
-    stage, unit, tracker = load(name), unit or {}, tracker or Tracker()
+    stage, unit = load(name), unit or {}
+    if tracker is None:
+        tracker = Tracker(books=run.books(name, unit))
+        try:
+            return ensure(run, name, unit, tracker)
+        finally:
+            tracker.close()
     stage.check(run, unit)
     for needed, part in stage.needs(run, unit):
         ensure(run, needed, part)
     with run.lock(f"{name}-{unit_name(unit)}" if unit else name):
         result = find(run, name, unit)
         if result is None:
-            result = _make(stage, run, unit, tracker)
+            with tracker.working():
+                result = _make(stage, run, unit, tracker)
             run.refresh()
+        else:
+            tracker.reuse()
+    tracker.table("candidates", stage.table(result))
     tracker.final(stage.metrics(run, result))
+    if stage.model and run.study.tracking.wandb_artifact:
+        name = f"{run.study.name}-{record_name(name, unit_name(unit))}"
+        tracker.artifact(name, run.folder(stage.name, unit) / stage.model, stage.metrics(run, result))
     return result
 
 

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ class StudentMaker:
             pieces=None if general is None else np.load(general / PIECES),
         )
 
-    def _distil_texts(self, student: StudentForSequenceClassification, vector_map: nn.Module) -> None:
+    def _distil_texts(self, student: StudentForSequenceClassification, vector_map: nn.Module, tracker: Tracker) -> None:
         """Pre-distil a student on general text; what starts alike is trained once, for all studies that share it."""
         if (general := general_folder(self.run)) is None:
             return
@@ -103,9 +103,8 @@ class StudentMaker:
             both.load_state_dict(load_file(file), strict=False)
             return
         store = FeatureStore(general / TEXTS)
-        distil_texts(
-            student, vector_map, store, settings, seed=self.seed, report=lambda metrics: _log.info("%s", metrics)
-        )
+        report = partial(tracker.epoch, default=None)
+        distil_texts(student, vector_map, store, settings, seed=self.seed, report=report)
         save_shared({name: both.state_dict()[name] for name in touched}, file)
 
     def new_student(self, candidates: Sequence[Candidate]) -> StudentForSequenceClassification:
@@ -162,20 +161,23 @@ class StudentMaker:
             "seconds": self.start - start,
         }
 
-    def judge(self, candidates: Sequence[Candidate], shape: StudentSettings | None = None) -> float:
+    def judge(
+        self, candidates: Sequence[Candidate], tracker: Tracker | None = None, shape: StudentSettings | None = None
+    ) -> float:
         """How near a student comes to the teacher's answers on dev after a short training: the mean squared error.
 
         Scores on the labels of a small dev would say less: their noise is greater than what students differ by.
 
         Args:
             candidates: Of every block.
+            tracker: Takes the metrics of every epoch.
             shape: Of the student; None: the one that all have.
         """
         supernet = self.run.study.supernet
         rows = min(supernet.epoch_rows or _JUDGED_ROWS, _JUDGED_ROWS, len(self.run.train))
         short = replace(supernet, epochs=supernet.search_epochs, epoch_rows=rows, last_epochs=0, patience=None)
         before, self.shape = self.shape, shape or self.shape
-        error: float = self.distil(candidates, short, Tracker(), general=False)[1][FIDELITY]
+        error: float = self.distil(candidates, short, tracker or Tracker(), general=False)[1][FIDELITY]
         self.shape = before
         return error
 
@@ -203,7 +205,7 @@ class StudentMaker:
         vector_map = nn.Linear(student.classifier.in_features, run.train.hidden_size)
         before = time.perf_counter()
         if general:
-            self._distil_texts(student, vector_map)
+            self._distil_texts(student, vector_map, tracker.part("general"))
         general_seconds = time.perf_counter() - before
         needed = {LOSSES[name].needs for name, weight in study.distill.losses.items() if weight}
         vectors = "vectors" in needed and HEADS[self.shape.head].sides == (2 if run.task.pairs else 1)

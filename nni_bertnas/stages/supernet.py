@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from nni_bertnas.artifacts import fingerprint
-from nni_bertnas.config import to_dict
+from nni_bertnas.config import StudentSettings, to_dict
 from nni_bertnas.search.shapes import search_shapes, shape_name
 from nni_bertnas.stages.cells import load_ranked, read_rankings
 from nni_bertnas.stages.choice import Chosen, choose
@@ -39,14 +39,18 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     if len(run.shapes) > 1:
         _, first = choose(maker, blocks, 1)[0]
         config, inner = maker.new_student(first).config, run.nni / "inner"
-        made["shapes"] = search_shapes(run.shapes, config, lambda shape: -maker.judge(first, shape), inner)
+
+        def judge(shape: StudentSettings) -> float:
+            return -maker.judge(first, tracker.part(shape_name(shape)), shape)
+
+        made["shapes"] = search_shapes(run.shapes, config, judge, inner)
         maker.shape = max(run.shapes, key=lambda shape: made["shapes"][shape_name(shape)])
-    chosen, candidates = _final(maker, choose(maker, blocks, run.study.supernet.finalists), made)
+    chosen, candidates = _final(maker, choose(maker, blocks, run.study.supernet.finalists), made, tracker)
     result = maker.train(candidates, SEARCHED, folder / SEARCHED, tracker)
     kept = SEARCHED
     if run.study.supernet.bag and run.shape.static_path and any(one.depth for one in candidates):
         width = run.train.hidden_size, run.study.student.hidden_size
-        bag = maker.train([no_layer().fresh(*width) for _ in blocks], BAG, folder / BAG, Tracker())
+        bag = maker.train([no_layer().fresh(*width) for _ in blocks], BAG, folder / BAG, tracker.part(BAG))
         both = {SEARCHED: result, BAG: bag}
         sides = {name: {**one["student"], FIDELITY: one[FIDELITY]} for name, one in both.items()}
         if bag[FIDELITY] <= result[FIDELITY]:  # layers have to earn their latency
@@ -58,17 +62,20 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     return {"selection": asdict(chosen), "kept": kept, **made, **result}
 
 
-def _final(maker: StudentMaker, finalists: Sequence[Chosen], made: Result) -> Chosen:
+def _final(maker: StudentMaker, finalists: Sequence[Chosen], made: Result, tracker: Tracker) -> Chosen:
     """The one of the finalists that comes nearest to the teacher after a short training.
 
     Args:
         maker: Of students.
         finalists: At least one.
         made: Is told what was tried, where there is more than one.
+        tracker: Takes the metrics of every epoch.
     """
     if len(finalists) == 1:
         return finalists[0]
-    errors = [maker.judge(candidates) for _, candidates in finalists]
+    errors = [
+        maker.judge(candidates, tracker.part(f"finalist{number}")) for number, (_, candidates) in enumerate(finalists)
+    ]
     made["finalists"] = [
         {"cells": [spell(one.architecture) for one in candidates], "score": combination.score, FIDELITY: error}
         for (combination, candidates), error in zip(finalists, errors, strict=True)
@@ -85,6 +92,7 @@ STAGE = Stage(
     parameters={"seed": int},
     needs=lambda run, unit: [(name, {}) for name in ("probes", "general", "pairs", "corrupt") if load(name).units(run)],
     metrics=metrics,
+    model=STUDENT,
     optimize="maximize",
     alone=True,
 )

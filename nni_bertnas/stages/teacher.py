@@ -1,6 +1,7 @@
 """Stage teacher: found, fine-tuned once where it needs it, saved with its tokenizer."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,8 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
         note = task_note(study.task)
         check_teacher(run.shape, Start(teacher=model, spec=run.task, note=note, sep_token_id=tokenizer.sep_token_id))
 
-    teacher = make_teacher(
-        study.teacher, study.task, run.data, study.seed, lambda metrics: tracker.epoch(metrics, "train_loss"), check
-    )
+    report = partial(tracker.epoch, default="train_loss")
+    teacher = make_teacher(study.teacher, study.task, run.data, study.seed, report, check, progress=tracker.progress)
     teacher.model.save_pretrained(folder)
     teacher.tokenizer.save_pretrained(folder)
     return {

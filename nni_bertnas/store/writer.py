@@ -12,7 +12,8 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from nni_bertnas.artifacts import fingerprint, write_whole
 from nni_bertnas.data.batches import Batch, LengthBatches, TokenDataset, model_inputs
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.store.layout import ARRAYS, INDEX, Index, Layout, decode, encode, hidden_offsets
+from nni_bertnas.tracking import Progress, unwatched
 from search_space.heads import split_pairs
 
 if TYPE_CHECKING:
@@ -87,8 +89,11 @@ class SplitWriter:
         assert found is not None
         return found
 
-    def write(self) -> Index:
+    def write(self, progress: Progress = unwatched) -> Index:
         """Make what is missing.
+
+        Args:
+            progress: Takes the rows done.
 
         Returns:
             What describes the split.
@@ -113,10 +118,11 @@ class SplitWriter:
             path = self.folder / f"{name}.bin"
             path.touch()
             os.truncate(path, file.count * file.row_bytes)
-        for number in range(len(self.rows)):
+        for number, (first, stop) in enumerate(self.rows):
             if str(number) not in shards:
-                shards[str(number)] = self._write_shard(number)
+                shards[str(number)] = self._write_shard(number, partial(_report, progress, first, len(data)))
                 write_whole(self.folder / _SHARDS, json.dumps({"plan": plan, "shards": shards}))
+            progress(stop, len(data))
         index = self._index(list(shards.values()))
         index.write(self.folder)
         return index
@@ -147,8 +153,8 @@ class SplitWriter:
         names = self.layout.files()
         return {name: file_checksum(self.folder / f"{name}.bin", *self._range(name, number)) for name in names}
 
-    def _write_shard(self, number: int) -> dict[str, Any]:
-        buffers, sums = self._run_teacher(*self.rows[number])
+    def _write_shard(self, number: int, report: Callable[[int], None]) -> dict[str, Any]:
+        buffers, sums = self._run_teacher(*self.rows[number], report)
         if buffers["logits"].isinf().any():
             raise PhaseError("the teacher's answers are not finite; check its weights, or make it anew")
         for layer, (_, _, error) in sums.items():
@@ -167,7 +173,9 @@ class SplitWriter:
         return {"checksums": checksums, "sums": {edge: values.tolist() for edge, values in sums.items()}}
 
     @torch.inference_mode()
-    def _run_teacher(self, first: int, stop: int) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
+    def _run_teacher(
+        self, first: int, stop: int, report: Callable[[int], None]
+    ) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
         """What goes into the files of the rows from `first` to `stop`, and the sums of which the index is made."""
         data, offsets, dtype = self.data, self.hidden_offsets, self.layout.dtype
         device = self._reader.device if self.vectors is None or self.teacher is not None else torch.device("cpu")
@@ -180,7 +188,7 @@ class SplitWriter:
             for name, file in self.layout.files().items()
         }
         sums = {str(edge): np.zeros(3) for edge in self.edges}  # of values, their squares, squared errors
-        batches = list(LengthBatches(data.lengths[first:stop], BATCH_SIZE, shuffle=False))
+        batches, done = list(LengthBatches(data.lengths[first:stop], BATCH_SIZE, shuffle=False)), 0
         for batch_rows in reversed(batches):  # so that what a GPU reserves for the longest serves the others
             rows = first + np.asarray(batch_rows)
             batch = data.batch(rows).to(device)
@@ -200,6 +208,8 @@ class SplitWriter:
                 for name, part in zip(self.layout.of_edge(edge), encoded, strict=True):
                     buffers[name][at] = part.cpu()
                 sums[str(edge)][2] += (decode(*encoded) - hidden).square().sum().item()
+            done += len(rows)
+            report(done)
         return buffers, sums
 
     def _index(self, shards: Sequence[Mapping[str, Any]]) -> Index:
@@ -217,6 +227,10 @@ class SplitWriter:
             error={edge: float((total[2] / max(variance[edge], 1e-12)) ** 0.5) for edge, total in totals.items()},
             live=len(self.edges) > 0 and not self.stored.any(),
         )
+
+
+def _report(progress: Progress, first: int, total: int, done: int) -> None:
+    progress(first + done, total)
 
 
 def run_models(
@@ -308,12 +322,15 @@ def read_separately(encoder: "PreTrainedModel", batch: Batch) -> tuple[list[Tens
 
 
 @torch.inference_mode()
-def text_vectors(encoder: "PreTrainedModel", data: TokenDataset) -> np.ndarray:
+def text_vectors(encoder: "PreTrainedModel", data: TokenDataset, progress: Progress = unwatched) -> np.ndarray:
     """The mean of the last hidden state over every single text, `(num_rows, hidden)`."""
     found: np.ndarray = np.zeros((len(data), encoder.config.hidden_size), np.float32)
+    done = 0
     for rows in LengthBatches(data.lengths, BATCH_SIZE, shuffle=False):
         batch = data.batch(rows).to(encoder.device)
         found[rows] = run_models(None, encoder, batch, 1)[2].cpu().numpy()
+        done += len(rows)
+        progress(done, len(data), "texts")
     return found
 
 

@@ -15,8 +15,9 @@ from nni_bertnas.data.loading import load_checked, new_head
 from nni_bertnas.data.models import load_tokenizer, resolve_model
 from nni_bertnas.data.rows import UNLABELLED, Rows
 from nni_bertnas.data.tokens import tokenize
+from nni_bertnas.tracking import Progress, unwatched
 from nni_bertnas.training.optimizers import adamw_linear
-from nni_bertnas.training.trainer import EpochReport, Report, fit, pl
+from nni_bertnas.training.trainer import EpochReport, Report, StepReport, fit, pl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -121,8 +122,9 @@ class FittedModel:
 
 
 def fit_masked_lm(
-    name: str, train: Rows, dev: Rows, *, epochs: int, max_length: int, seed: int, report: Report
-) -> FittedModel:
+    name: str, train: Rows, dev: Rows, *, epochs: int, max_length: int, seed: int, report: Report,
+    progress: Progress = unwatched,
+) -> FittedModel:  # fmt: skip
     """Fit a masked language model to texts, from an encoder.
 
     Args:
@@ -133,6 +135,7 @@ def fit_masked_lm(
         max_length: Word pieces a text is cut to.
         seed: Of the training.
         report: Takes the metrics of every epoch.
+        progress: Takes the steps done.
 
     Raises:
         ConfigError: The model cannot be loaded or is of no kind that has a masked language model.
@@ -152,7 +155,7 @@ def fit_masked_lm(
         seen.append(metrics["dev_accuracy"])
         report(metrics)
 
-    fit(module, loaders["train"], loaders["dev"], epochs, [EpochReport(keep)])
+    fit(module, loaders["train"], loaders["dev"], epochs, [EpochReport(keep), StepReport(progress)])
     return FittedModel(
         model=model.eval(),
         tokenizer=tokenizer,

@@ -18,10 +18,11 @@ from nni_bertnas.data.task_data import TaskData
 from nni_bertnas.data.tasks import TaskSpec, task_note, task_spec
 from nni_bertnas.data.tokens import tokenize
 from nni_bertnas.errors import ConfigError
+from nni_bertnas.tracking import Progress, unwatched
 from nni_bertnas.training.losses import Balance, label_loss
 from nni_bertnas.training.metrics import Scorer, evaluate_classifier
 from nni_bertnas.training.optimizers import adamw_linear
-from nni_bertnas.training.trainer import EpochReport, KeepBest, Report, fit, pl
+from nni_bertnas.training.trainer import EpochReport, KeepBest, Report, StepReport, fit, pl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -149,8 +150,9 @@ Check = Callable[["PreTrainedModel", "PreTrainedTokenizerBase"], None]
 
 
 def make_teacher(
-    settings: TeacherSettings, task: TaskSettings, data: TaskData, seed: int, report: Report, check: Check
-) -> Teacher:
+    settings: TeacherSettings, task: TaskSettings, data: TaskData, seed: int, report: Report, check: Check,
+    progress: Progress = unwatched,
+) -> Teacher:  # fmt: skip
     """Load a model and fine-tune it, unless it is a classifier of the task already.
 
     Args:
@@ -160,6 +162,7 @@ def make_teacher(
         seed: Of the training.
         report: Takes the metrics of every epoch.
         check: Raises a ConfigError where the model, as it was loaded, is no teacher.
+        progress: Takes the steps done.
 
     Raises:
         ConfigError: The model cannot be loaded or does not fit the task.
@@ -198,7 +201,9 @@ def make_teacher(
         balance = Balance.of(task.balance, labels, len(data.label_names), sets=spec.multi_label)
         module = _FineTuning(model.train(), settings, spec, balance, len(loaders["train"]) * settings.epochs)
         best = KeepBest(f"dev_{spec.metric}", model)
-        fit(module, loaders["train"], loaders["dev"], settings.epochs, [best, EpochReport(report)])
+        fit(
+            module, loaders["train"], loaders["dev"], settings.epochs, [best, EpochReport(report), StepReport(progress)]
+        )
     else:
         reorder_outputs(model, order)
     model.config.bertnas_task = task_note(task)

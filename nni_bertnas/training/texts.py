@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nni_bertnas.config import GeneralSettings
 from nni_bertnas.data.batches import Batch, make_loader, model_inputs
 from nni_bertnas.store.reader import FeatureDataset, FeatureStore
+from nni_bertnas.tracking import Progress, unwatched
 from nni_bertnas.training.losses import Output, Scale, sentence_vector
 from nni_bertnas.training.optimizers import RowSparseAdamW, adamw_linear, clip_gradients
 from nni_bertnas.training.trainer import EpochReport, Report, fit, pl
@@ -28,7 +29,9 @@ _WARMUP = 0.1  # share of all steps
 
 
 @torch.inference_mode()
-def piece_vectors(encoder: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> np.ndarray:
+def piece_vectors(
+    encoder: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", progress: Progress = unwatched
+) -> np.ndarray:
     """What an encoder makes of every word piece that stands alone between the special ones.
 
     As static embeddings are distilled by model2vec.
@@ -36,6 +39,7 @@ def piece_vectors(encoder: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBas
     Args:
         encoder: In eval mode.
         tokenizer: Its own.
+        progress: Takes the word pieces done.
 
     Returns:
         `(vocab, hidden)`, half precision.
@@ -50,6 +54,7 @@ def piece_vectors(encoder: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBas
         batch = Batch(input_ids=ids, mask=torch.ones_like(ids).bool(), token_type_ids=torch.zeros_like(ids))
         hidden = encoder(**model_inputs(encoder, batch)).last_hidden_state
         found.append(hidden[:, len(opening)].half().cpu().numpy())
+        progress(first + len(pieces), vocab, "word pieces")
     return np.concatenate(found)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import signal
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytorch_lightning as pl
 from torch import nn
 
 from nni_bertnas.machine import mixed_precision
+from nni_bertnas.tracking import Progress
 
 Report = Callable[[Mapping[str, float]], None]  # takes the metrics of one epoch
+_LOSS_SECONDS = 0.5  # between two readings of a step's loss
 
 
 class EpochReport(pl.Callback):
@@ -26,6 +29,29 @@ class EpochReport(pl.Callback):
         metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
         metrics["epoch"] = trainer.current_epoch
         self.report(metrics)
+
+
+class StepReport(pl.Callback):
+    """Hands the steps done, and now and then the loss, to `progress` after each training step.
+
+    Args:
+        progress: Takes them.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self._loss: float | None = None
+        self._next = 0.0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Called by Lightning."""
+        now = time.monotonic()
+        if now >= self._next and isinstance(outputs, Mapping):  # reading a loss waits for the device
+            self._loss, self._next = float(outputs["loss"]), now + _LOSS_SECONDS
+        epochs, batches = int(trainer.max_epochs or 1), int(trainer.num_training_batches)
+        self.progress(trainer.current_epoch * batches + batch_idx + 1, epochs * batches, "steps", self._loss)
 
 
 class KeepBest(pl.Callback):

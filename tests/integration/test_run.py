@@ -1,5 +1,7 @@
 """`bertnas run` through real NNI on the tiny study."""
 
+import importlib.util
+import json
 import os
 import signal
 import socket
@@ -13,14 +15,24 @@ from tiny import tiny_run
 from wandb_log import read_offline_runs
 
 from nni_bertnas.config import to_yaml
+from nni_bertnas.histories import HISTORY, read_history
 
+TENSORBOARD = importlib.util.find_spec("tensorboard") is not None  # an extra
 pytestmark = pytest.mark.integration
 
 
+def start_command(name: str) -> list[str]:
+    return [str(Path(sys.executable).with_name("bertnas")), name, "study.yml"]
+
+
 def start(root: Path, *arguments: str) -> subprocess.Popen:
-    command = [str(Path(sys.executable).with_name("bertnas")), "run", "study.yml", *arguments]
     return subprocess.Popen(
-        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        [*start_command("run"), *arguments],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -53,6 +65,9 @@ def check_tracking(root: Path) -> None:
             assert history[-1]["final/seconds"] >= 0
         else:
             assert history[-1]["final/num_params"] > 0 and "final/default" in history[-1]
+        kept = read_history(root / HISTORY, name.removesuffix("-sst2"))
+        assert [row["train_loss"] for row in kept if "train_loss" in row] == [row["train_loss"] for row in epochs]
+        assert bool(list((root / "tensorboard" / name.removesuffix("-sst2")).glob("events.*"))) == TENSORBOARD
     assert any("probability/layer_0/attention_4" in row for row in runs["cell-block0_depth1"][1])
     assert all("dev_accuracy" in row for row in runs["supernet-seed0"][1] if "train_loss" in row)
 
@@ -73,6 +88,13 @@ def test_run_reuse_force_and_interrupt(tmp_path: Path) -> None:
         assert part in text, text
     assert not nni_processes(tmp_path)
     check_tracking(run.root)
+    log = (run.root / "bertnas.log").read_text()
+    assert all(line in log for line in text.splitlines() if line.startswith(("cell", "block", "wall time")))
+    assert "[cell-block0_depth1]" in log  # what a trial's own process told
+    told = subprocess.run(
+        [*start_command("status"), "--json"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert all(one["done"] == one["units"] and one["seconds"] > 0 for one in json.loads(told.stdout)["stages"])
     results = run.folder("supernet", {"seed": 0}) / "result.json"
     made = results.stat().st_mtime_ns
 

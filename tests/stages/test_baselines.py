@@ -18,6 +18,7 @@ from nni_bertnas.stages.baselines import read_name, train_cells
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure, find, load
 from nni_bertnas.student.candidates import Candidate
+from nni_bertnas.tracking import Tracker
 from nni_bertnas.training.cells import CellTrainer
 from search_space.cells import spell
 from search_space.student import StudentForSequenceClassification
@@ -142,7 +143,7 @@ def test_a_baseline_makes_the_searched_student_first(finished: Run) -> None:
 def test_cells_that_do_not_train_are_drawn_anew(name: str, built: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[list[str]] = []
 
-    def train(run: Run, drawn: list[Candidate]) -> list[Candidate]:
+    def train(run: Run, drawn: list[Candidate], tracker: Tracker) -> list[Candidate]:
         tried.append([spell(one.architecture) for one in drawn])
         if len(tried) < 3:
             raise CandidateError("its block score is [nan]")
@@ -153,11 +154,11 @@ def test_cells_that_do_not_train_are_drawn_anew(name: str, built: Run, monkeypat
         spaces=built.spaces, searched=[chain("convolution_3")] * 2, cost=params_cost(WIDTH), tolerance=0.8,
         shared=False, seed=0,
     )  # fmt: skip
-    drawn = baselines._train(built, BASELINES[name], 0, match, name)
+    drawn = baselines._train(built, BASELINES[name], 0, match, name, Tracker())
     assert [spell(one.architecture) for one in drawn] == tried[2] and len({str(one) for one in tried}) == 3
     monkeypatch.setattr(baselines, "train_cells", lambda *_: (_ for _ in ()).throw(CandidateError("nan")))
     with pytest.raises(PhaseError, match=r"lower cell\.learning_rate"):
-        baselines._train(built, BASELINES[name], 0, match, name)
+        baselines._train(built, BASELINES[name], 0, match, name, Tracker())
 
 
 def test_the_report_shows_them_beside_the_searched_one(finished: Run, capsys: pytest.CaptureFixture) -> None:

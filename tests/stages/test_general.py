@@ -17,6 +17,7 @@ from nni_bertnas.stages.stage import ensure, find, load
 from nni_bertnas.stages.students import StudentMaker
 from nni_bertnas.store.reader import FeatureDataset, FeatureStore
 from nni_bertnas.student.candidates import Candidate, no_layer
+from nni_bertnas.tracking import Tracker
 from nni_bertnas.training.cells import CellTrainer, block_scores
 from nni_bertnas.training.losses import Output, Scale, sentence_vector
 from nni_bertnas.training.texts import PIECES, TEXTS
@@ -78,7 +79,7 @@ def test_a_student_learns_general_text_once(built_copy: Path, monkeypatch: pytes
                 vectors, _ = student.text_vectors(batch.input_ids, batch.mask)
                 losses.append(float(sentence_vector(Output(vectors=vector_map(vectors)), batch, Scale())))
             if len(losses) == 1:
-                maker._distil_texts(student, vector_map)
+                maker._distil_texts(student, vector_map, Tracker())
         assert losses[1] < 0.8 * losses[0]
         made.append(student.state_dict())
         monkeypatch.setattr(students, "distil_texts", None)  # the second time it is read
@@ -96,7 +97,7 @@ def test_students_without_layers_share_what_they_learnt_whatever_their_heads(bui
         if head == "other":
             student.classifier = nn.Linear(8, 5)
         torch.manual_seed(0)
-        maker._distil_texts(student, nn.Linear(8, 32))
+        maker._distil_texts(student, nn.Linear(8, 32), Tracker())
         states.append(student.embeddings.word.weight)
     assert torch.equal(*states) and len(set(folder.glob("student-*")) - before) == 1
 

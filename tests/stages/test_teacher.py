@@ -1,4 +1,5 @@
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,35 @@ def test_a_head_of_other_labels_is_given_up_with_a_word(caplog: pytest.LogCaptur
     assert said in caplog.text
     caplog.clear()
     assert label_map(BertConfig(architectures=["BertModel"]), ("0", "1"), "auto") is None and not caplog.text
+
+
+def test_every_stage_in_this_process_tells_how_much_is_done(tmp_path: Path) -> None:
+    class Watcher:
+        def __init__(self) -> None:
+            self.seen: dict[str, list[tuple[int, int]]] = {}
+            self.losses: list[float] = []
+
+        def epoch(self, metrics: Mapping[str, float]) -> None:
+            pass
+
+        def progress(self, done: int, total: int, what: str = "rows", loss: float | None = None) -> None:
+            self.seen.setdefault(what, []).append((done, total))
+            if loss is not None:
+                self.losses.append(loss)
+
+    run = tiny_run(tmp_path, general={"rows": 50}, augment={"corruptions": 2, "copies": 1, "fit_epochs": 2})
+    wanted = {
+        "teacher": {"steps"}, "features": {"rows"}, "general": {"rows", "word pieces"}, "corrupt": {"rows labelled"},
+        "masked_lm": {"steps"}, "augment": {"rows", "rows labelled"},
+    }  # fmt: skip
+    for stage, kinds in wanted.items():
+        watcher = Watcher()
+        with run.tracker(stage, {}, watcher=watcher) as tracker:
+            ensure(run, stage, {}, tracker)
+        assert set(watcher.seen) == kinds, stage
+        for steps in watcher.seen.values():
+            assert steps[-1][0] == steps[-1][1]  # all of it, in the end
+        if stage == "teacher":
+            batches = -(-len(run.data.splits["train"]) // run.study.teacher.batch_size)
+            assert watcher.seen["steps"] == [(step + 1, 3 * batches) for step in range(3 * batches)]
+            assert 0 < watcher.losses[0] < 2

@@ -1,6 +1,7 @@
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,9 @@ def test_damaged_and_missing_shards_alone_are_made_anew(
     assert index.num_shards == len(writer.rows) > 4
     made: list[int] = []
     inner = SplitWriter._write_shard
-    monkeypatch.setattr(SplitWriter, "_write_shard", lambda self, n: (made.append(n), inner(self, n))[1])
+    monkeypatch.setattr(
+        SplitWriter, "_write_shard", lambda self, n, report: (made.append(n), inner(self, n, report))[1]
+    )
     writer.write()
     assert made == []
     start, stop = writer._range("hidden_2", 3)
@@ -71,12 +74,13 @@ def test_damaged_and_missing_shards_alone_are_made_anew(
 
 
 def test_an_interrupted_build_goes_on_where_it_stopped(writer: SplitWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "BATCH_SIZE", 16)  # several steps a shard
     inner = SplitWriter._write_shard
 
-    def stop_at_two(self: SplitWriter, number: int) -> dict:
+    def stop_at_two(self: SplitWriter, number: int, report: Callable[[int], None]) -> dict:
         if number == 2:
             raise KeyboardInterrupt
-        return inner(self, number)
+        return inner(self, number, report)
 
     monkeypatch.setattr(SplitWriter, "_write_shard", stop_at_two)
     with pytest.raises(KeyboardInterrupt):
@@ -84,8 +88,13 @@ def test_an_interrupted_build_goes_on_where_it_stopped(writer: SplitWriter, monk
     with pytest.raises(PhaseError, match="bertnas features"):
         FeatureStore(writer.folder)
     made: list[int] = []
-    monkeypatch.setattr(SplitWriter, "_write_shard", lambda self, n: (made.append(n), inner(self, n))[1])
-    writer.write()
+    monkeypatch.setattr(
+        SplitWriter, "_write_shard", lambda self, n, report: (made.append(n), inner(self, n, report))[1]
+    )
+    told: list[tuple[int, int]] = []
+    writer.write(lambda done, total, *_: told.append((done, total)))
+    assert told == sorted(told) and told[-1] == (len(writer.data), len(writer.data))
+    assert {stop for _, stop in writer.rows} < {done for done, _ in told}  # every shard's end, and steps between
     assert made == list(range(2, len(writer.rows)))
     resumed = contents(writer.folder)
     (writer.folder / writing._SHARDS).unlink()
