@@ -149,6 +149,15 @@ COMMANDS: dict[str, Command] = {
             },
         },
     ),
+    "push": Command(
+        "push",
+        "upload an exported model to the Hugging Face hub",
+        {
+            "folder": {"type": Path, "metavar": "FOLDER", "help": "what `bertnas export` wrote of a study's student"},
+            "repository": {"metavar": "OWNER/NAME", "help": "on the hub; made where it is not there"},
+            "--public": {"action": "store_true", "help": "a new one can be read by all (default: private)"},
+        },
+    ),
     "bench": Command(
         "bench",
         "saved and exported models beside each other: latency, throughput, memory, size, time to the first answer",

@@ -232,3 +232,18 @@ def test_a_classifier_refuses_what_is_no_row(tmp_path: Path) -> None:
         Classifier(tmp_path / "out")
     with pytest.raises(ConfigError, match=r"holds no bertnas\.json"):
         Classifier(tmp_path)
+
+
+def test_a_hub_that_is_not_reachable_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["push", str(tmp_path), "me/student"]
+    assert main(command) == 2 and "has no model card" in capsys.readouterr().err
+    (tmp_path / "README.md").write_text("# a card")
+    assert main(command) == 2 and "HF_HUB_OFFLINE" in capsys.readouterr().err
+    script = (  # the library reads both when it is loaded
+        "import os; os.environ['HF_ENDPOINT'] = 'http://127.0.0.1:9'; os.environ['HF_HUB_OFFLINE'] = '0'; "
+        f"from nni_bertnas.cli import main; raise SystemExit(main({command!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 2 and "http://127.0.0.1:9 did not take it" in done.stderr
