@@ -45,9 +45,20 @@ setup(
         "vectors": ["gensim>=4.4"],
         # The last of both that NNI's ENAS works with; later ones of tianshou have another interface.
         "enas": ["tianshou>=0.5.1,<0.6", "gym>=0.26.2,<0.27"],
+        "completion": ["argcomplete>=3.5"],
         "plots": ["matplotlib>=3.9"],
         "docs": ["mkdocs-material>=9.5"],
-        "dev": ["pytest>=8", "pytest-timeout", "hypothesis>=6", "ruff", "mypy", "pre-commit", "types-PyYAML"],
+        "dev": [
+            "pytest>=8",
+            "pytest-timeout",
+            "hypothesis>=6",
+            "ruff",
+            "mypy",
+            "pre-commit",
+            "types-PyYAML",
+            "nbclient>=0.10",
+            "ipykernel>=6",
+        ],
     },
     entry_points={"console_scripts": ["bertnas = nni_bertnas.cli:main"]},
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_bertnas import __version__, quiet_libraries
+from nni_bertnas.cli.completion import SHELLS, complete
 from nni_bertnas.deploy import FORMATS
 from nni_bertnas.errors import BertnasError
 from nni_bertnas.stages import STAGES
@@ -28,11 +29,13 @@ class Command:
     Attributes:
         module: Of this folder, with a function `run` that takes the parsed arguments.
         help: What it does.
+        example: A command line, which ends its help.
         arguments: That it takes.
     """
 
     module: str
     help: str
+    example: str
     arguments: Arguments = field(default_factory=dict)
 
 
@@ -42,20 +45,57 @@ _MODEL: Arguments = {
 }
 _FORCE = {"choices": STAGES, "metavar": "STAGE", "help": f"redo it and what builds on it: {', '.join(STAGES)}"}
 COMMANDS: dict[str, Command] = {
-    "run": Command("run", "all of a study, stage by stage", {**_STUDY, "--force": _FORCE}),
+    "new": Command(
+        "new",
+        "a study for your own data, with comments; asks for what no flag says, or guesses it",
+        "bertnas new tickets.yml --data tickets.csv --text subject body --label queue --speedup 10",
+        {
+            "file": {"type": Path, "nargs": "?", "metavar": "FILE", "help": "takes it (default: as the data, .yml)"},
+            "--data": {"metavar": "ROWS", "help": "training rows, .csv, .tsv, .jsonl or .parquet"},
+            "--dev": {"metavar": "ROWS", "help": "that choose the best epoch (default: a tenth of train)"},
+            "--test": {"metavar": "ROWS", "help": "read at the end (default: a tenth of train)"},
+            "--text": {"nargs": "+", "metavar": "COLUMN", "help": "one, or two of a pair (default: the longest)"},
+            "--label": {"nargs": "+", "metavar": "COLUMN", "help": "one, or one of 0 and 1 for every label"},
+            "--kind": {
+                "choices": ("classification", "regression", "multi_label"), "help": "(default: by the values)"
+            },
+            "--speedup": {"type": float, "metavar": "X", "help": "over the teacher (default: 10)"},
+            "--teacher": {"metavar": "MODEL", "help": "a folder, a hub name or package:NAME (default: the demo's)"},
+            "--name": {"help": "of the study (default: as FILE)"},
+            "--force": {"action": "store_true", "help": "write over FILE"},
+        },
+    ),
+    "run": Command(
+        "run",
+        "all of a study, stage by stage",
+        "bertnas run tickets.yml --smoke",
+        {
+            **_STUDY,
+            "--force": _FORCE,
+            "--smoke": {
+                "action": "store_true", "help": "all stages on a few hundred rows, in two minutes; scores mean nothing"
+            },
+        },
+    ),
     "validate": Command(
         "validate",
         "check a study file, and NNI's experiment files",
+        "bertnas validate tickets.yml experiment_configs/cell.yml",
         {
             **_STUDY,
             "nni_yaml": {"type": Path, "nargs": "*", "metavar": "NNI_YAML", "help": "NNI experiment files"},
         },
     ),
-    "doctor": Command("doctor", "whether studies can run on this machine, and what to do where they cannot"),
-    "data": Command("data", "rows, labels, lengths and examples of a study's data", _STUDY),
+    "doctor": Command(
+        "doctor", "whether studies can run on this machine, and what to do where they cannot", "bertnas doctor"
+    ),
+    "data": Command(
+        "data", "rows, labels, lengths and examples of a study's data", "bertnas data tickets.yml", _STUDY
+    ),
     "space": Command(
         "space",
         "the search space of a study: a table, NNI's search space, a picture",
+        "bertnas space tickets.yml --depth 2 --draw space.png",
         {
             **_STUDY,
             "--depth": {"type": int, "help": "of the cells (default: the study's largest)"},
@@ -63,10 +103,11 @@ COMMANDS: dict[str, Command] = {
             "--draw": {"type": Path, "metavar": "FILE", "help": "draw the space, .png or .svg (extra plots)"},
         },
     ),
-    **{name: Command("stage", entry.help, _STUDY) for name, entry in STAGES.items()},
+    **{name: Command("stage", entry.help, f"bertnas {name} tickets.yml", _STUDY) for name, entry in STAGES.items()},
     "select": Command(
         "select",
         "the best students that a finished search can give within a budget, by predicted score; trains nothing",
+        "bertnas select tickets.yml --min-speedup 20 --top 3",
         {
             **_STUDY,
             "--max-params": {"type": int, "metavar": "N", "help": "parameters, embeddings included"},
@@ -81,6 +122,7 @@ COMMANDS: dict[str, Command] = {
     "front": Command(
         "select",
         "the students of a finished search that none other beats in both predicted score and a cost",
+        "bertnas front tickets.yml --cost num_params --draw front.png",
         {
             **_STUDY,
             "--cost": {"choices": COSTS, "default": "latency_ms", "help": "(default: latency_ms)"},
@@ -90,15 +132,17 @@ COMMANDS: dict[str, Command] = {
     "profile": Command(
         "profile",
         "measure what students of a study are made of on this machine, for all studies beside it; trains nothing",
+        "bertnas profile tickets.yml --batch 1 32",
         {
             **_STUDY,
             "--batch": {"type": int, "nargs": "+", "default": [1], "metavar": "N", "help": "rows a pass (default: 1)"},
         },
     ),
-    "report": Command("report", "teacher against student, once more", _STUDY),
+    "report": Command("report", "teacher against student, once more", "bertnas report tickets.yml", _STUDY),
     "predict": Command(
         "predict",
         "predictions of a saved teacher or student for a file of rows",
+        "bertnas predict runs/tickets/supernet/seed0/student new.csv --output new.predicted.csv",
         {
             **_MODEL,
             "file": {"type": Path, "metavar": "FILE", "help": ".csv, .tsv, .jsonl or .parquet; for GLUE its folder"},
@@ -115,6 +159,7 @@ COMMANDS: dict[str, Command] = {
     "export": Command(
         "export",
         "a saved teacher or student in another format",
+        "bertnas export runs/tickets/supernet/seed0/student --to hf --output tickets-student",
         {
             **_MODEL,
             "--to": {
@@ -124,6 +169,12 @@ COMMANDS: dict[str, Command] = {
             },
             "--output": {"type": Path, "metavar": "FOLDER", "required": True, "help": "takes it; must be new"},
         },
+    ),
+    "completion": Command(
+        "completion",
+        "what completes commands and options when Tab is pressed (extra completion)",
+        'eval "$(bertnas completion bash)"',
+        {"shell": {"choices": SHELLS, "help": "eval its output, or put that line into .bashrc or .zshrc"}},
     ),
 }  # fmt: skip
 
@@ -136,7 +187,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=__version__)
     subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
-        sub = subparsers.add_parser(name, help=command.help, description=command.help)
+        sub = subparsers.add_parser(
+            name, help=command.help, description=command.help, epilog=f"example: {command.example}"
+        )
         for argument, options in command.arguments.items():
             sub.add_argument(argument, **options)
     return top
@@ -144,6 +197,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    complete(parser())
     parsed = parser().parse_args(arguments)
     _end_as_interrupted()
     quiet_libraries()
