@@ -65,6 +65,12 @@ COMMANDS: dict[str, Command] = {
             "--force": {"action": "store_true", "help": "write over FILE"},
         },
     ),
+    "plan": Command(
+        "plan",
+        "what a study will make, how long it takes on this machine, and how much disk; measures for half a minute",
+        "bertnas plan tickets.yml",
+        _STUDY,
+    ),
     "run": Command(
         "run",
         "all of a study, stage by stage",

@@ -14,7 +14,7 @@ from nni_bertnas.errors import ConfigError
 from nni_bertnas.launch.experiments import make_config, run_experiment
 from nni_bertnas.launch.trial_server import server
 from nni_bertnas.stages.run import Run, Unit, unit_name
-from nni_bertnas.stages.stage import Stage, check_unit, ensure, find, load
+from nni_bertnas.stages.stage import Stage, check_unit, ensure, found_whole, load
 from nni_bertnas.study_files import load_study
 
 
@@ -41,7 +41,7 @@ def make(run: Run, stage: Stage, study_path: Path, console: Console) -> None:
         console: Takes what is said.
     """
     start, units = time.perf_counter(), stage.units(run)
-    missing = [unit for unit in units if _find(run, stage, unit) is None]
+    missing = [unit for unit in units if found_whole(run, stage, unit) is None]
     if not missing:
         for unit in units:
             _say(run, stage, unit, console, "reused")
@@ -56,13 +56,6 @@ def make(run: Run, stage: Stage, study_path: Path, console: Console) -> None:
     if stage.optimize is None:
         for unit in units:
             _say(run, stage, unit, console, f"{seconds:.0f} s")
-
-
-def _find(run: Run, stage: Stage, unit: Unit) -> Any:
-    for needed, part in stage.needs(run, unit):  # without which nothing can be said of it
-        if _find(run, load(needed), part) is None:
-            return None
-    return find(run, stage.name, unit)
 
 
 def _say(run: Run, stage: Stage, unit: Unit, console: Console, how: str) -> None:

@@ -48,7 +48,7 @@ _log = logging.getLogger(__name__)
 _UNTOUCHED, _WEIGH = ("student.classifier", "student.pool"), "student.pool.weigh"
 STUDENT = "student"  # folder of the saved model inside the result
 FIDELITY = "dev_logit_mse"  # how far a student's answers on dev are from the teacher's
-_JUDGED_ROWS = 20_000  # of an epoch where students are judged after a short training
+JUDGED_ROWS = 20_000  # of an epoch where students are judged after a short training
 _LATENCY_REPEATS = 3  # how often every length is measured
 
 
@@ -172,7 +172,7 @@ class StudentMaker:
             shape: Of the student; None: the one that all have.
         """
         supernet = self.run.study.supernet
-        rows = min(supernet.epoch_rows or _JUDGED_ROWS, _JUDGED_ROWS, len(self.run.train))
+        rows = min(supernet.epoch_rows or JUDGED_ROWS, JUDGED_ROWS, len(self.run.train))
         short = replace(supernet, epochs=supernet.search_epochs, epoch_rows=rows, last_epochs=0, patience=None)
         before, self.shape = self.shape, shape or self.shape
         error: float = self.distil(candidates, short, Tracker(), general=False)[1][FIDELITY]

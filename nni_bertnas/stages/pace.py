@@ -1,0 +1,242 @@
+"""How fast this machine is at a study: every kind of step really made for a few seconds, on some of its rows.
+
+The rows, models, cells and students are those of the stages, and so is the code; what is written lies in a folder that
+is removed. Times are those of the machine as it is: where other work runs beside, they are longer.
+"""
+
+import random
+import resource
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from nni_bertnas.config import (
+    AugmentSettings,
+    BaselineSettings,
+    GeneralSettings,
+    PairsSettings,
+    Study,
+    TransferSettings,
+)
+from nni_bertnas.data.batches import TokenDataset
+from nni_bertnas.data.models import load_tokenizer, resolve_model
+from nni_bertnas.machine import Span, best_device, num_cores, set_threads
+from nni_bertnas.search.random_cells import sample_architecture
+from nni_bertnas.stages.run import Run
+from nni_bertnas.stages.stage import load, trials_at_once
+from nni_bertnas.stages.students import StudentMaker
+from nni_bertnas.store.writer import SplitWriter
+from nni_bertnas.student.candidates import Candidate, no_layer
+from nni_bertnas.student.cost import model_call
+from nni_bertnas.student.latency import OTHERS, OtherWork
+from nni_bertnas.tracking import Tracker
+from nni_bertnas.training.teacher import load_for_task, time_step
+
+_SECONDS = 4.0  # of steps of the teacher, and of its passes
+_CELL_SECONDS = 1.0
+_DEV_ROWS, _LEAST_ROWS, _MOST_ROWS = 64, 128, 2000
+_PASSES = 10  # of the teacher, one row each
+_CELLS = 3  # random ones of every depth
+_FEW_STEPS, _STEPS = 5, 30  # of a student: what both take tells a step from what comes before it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """What was measured.
+
+    Attributes:
+        spans: By kind of step, as :mod:`~nni_bertnas.stages.plan` counts them.
+        memory_bytes: Of this process, at its highest.
+        others: Cores that other work took meanwhile.
+    """
+
+    spans: Mapping[str, Span]
+    memory_bytes: int
+    others: float
+
+    @property
+    def busy(self) -> bool:
+        """Whether so much else ran that the times on the clock tell little."""
+        return self.others > OTHERS * num_cores()
+
+    def seconds(self, count: Mapping[str, float]) -> float:
+        """What some steps take where nothing else runs.
+
+        Args:
+            count: How many of which kind.
+        """
+        return sum(
+            number * (self.spans[kind].at_rest if self.busy else self.spans[kind].seconds)
+            for kind, number in count.items()
+        )
+
+
+def measure(run: Run, train: TokenDataset, labelled: int, dev: TokenDataset) -> Pace:
+    """Make some steps of every kind.
+
+    Args:
+        run: Of the study.
+        train: All rows that the features are made of.
+        labelled: How many of them, the first ones, are train's own.
+        dev: Of dev.
+
+    Raises:
+        ConfigError: The model cannot be loaded, or does not fit the task.
+    """
+    watch, threads = OtherWork(), torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        rehearsal = Run(_small(run, folder))
+        rehearsal.data = run.data
+        generator = np.random.default_rng(run.study.seed)
+        found = _teacher(rehearsal, train, labelled, dev, generator)
+        set_threads(trials_at_once(run, load("cell")), run.study.nni.threads)
+        found |= _cells(rehearsal)
+        set_threads(trials_at_once(run, load("block")), run.study.nni.threads)
+        found |= _blocks(rehearsal)
+        set_threads(1, run.study.nni.threads)
+        found |= _students(rehearsal)
+    torch.set_num_threads(threads)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    return Pace(spans=found, memory_bytes=peak, others=watch.cores())
+
+
+def _small(run: Run, folder: str) -> Study:
+    """The study without what needs other stages, in a folder of its own."""
+    study = run.study
+
+    def without_probes(losses: Mapping[str, float], instead: str) -> dict[str, float]:
+        return {name: weight for name, weight in losses.items() if name != "probe" and weight} or {instead: 1.0}
+
+    return replace(
+        study,
+        runs_dir=folder,
+        teacher=replace(study.teacher, kind="cross"),
+        student=run.shape,
+        transfer=TransferSettings(),
+        general=GeneralSettings(rows=0),
+        pairs=PairsSettings(),
+        augment=AugmentSettings(),
+        baseline=BaselineSettings(),
+        cell=replace(study.cell, losses=without_probes(study.cell.losses, "hidden_mse")),
+        block=replace(study.block, losses=without_probes(study.block.losses, "hidden_mse")),
+        distill=replace(study.distill, losses=without_probes(study.distill.losses, "logit_mse")),
+    )
+
+
+def _teacher(
+    run: Run, train: TokenDataset, labelled: int, dev: TokenDataset, generator: np.random.Generator
+) -> dict[str, Span]:
+    """Its steps and passes; leaves a teacher and features of some rows behind."""
+    settings, folder = run.study.teacher, run.folder("teacher")
+    source, what = resolve_model(settings.model), f"teacher.model: {settings.model}"
+    model = load_for_task(source, what, run.data.label_names, run.task, new=True).eval()
+    model.save_pretrained(folder)
+    load_tokenizer(settings.model).save_pretrained(folder)
+    run.write(folder, {"num_layers": model.config.num_hidden_layers})
+    features, encoder = run.folder("features"), run.load_encoder()
+    model.requires_grad_(False).to(best_device())
+
+    def write(split: str, tokens: TokenDataset) -> Span:
+        start = Span.now()
+        SplitWriter(features / split, model, tokens, run.edges, run.study.features.dtype, encoder=encoder).write()
+        return (Span.now() - start) / len(tokens.tokens)
+
+    write("dev", dev.take(generator.permutation(len(dev))[:_DEV_ROWS]))
+    order = generator.permutation(len(train))
+    first = write("train", train.take(order[:_LEAST_ROWS]))
+    rows = int(np.clip(_SECONDS / first.seconds / train.lengths.mean(), _LEAST_ROWS, _MOST_ROWS))
+    piece = write("train", train.take(order[:rows]))
+    call = model_call(model, run.latency_lengths, pairs=run.train.has_pairs)
+    kept = torch.get_num_threads()
+    torch.set_num_threads(run.study.supernet.latency_threads)
+    start = Span.now()
+    for length in run.latency_lengths[:_PASSES]:
+        call(length)
+    latency = (Span.now() - start) / min(_PASSES, len(run.latency_lengths))
+    torch.set_num_threads(kept)
+    own = train.take(generator.permutation(labelled)[: 50 * settings.batch_size])
+    step = time_step(model.requires_grad_(True), settings, run.task, own, _SECONDS)
+    return {"teacher_step": step, "teacher_piece": piece, "latency_pass": latency}
+
+
+def _random_cells(run: Run, depth: int, count: int) -> list[Candidate]:
+    """Cells of random architectures, fresh."""
+    generator, space = random.Random(run.study.seed), run.spaces[depth]
+    drawn = (sample_architecture(space, generator) for _ in range(count))
+    some = [Candidate(space=space.name, depth=depth, architecture=architecture) for architecture in drawn]
+    return [one.fresh(run.train.hidden_size, run.study.student.hidden_size) for one in some]
+
+
+def _cells(run: Run) -> dict[str, Span]:
+    """Steps of single cells, by depth, where they start from, and what it takes to score them."""
+    found: dict[str, Span] = {}
+    trainer = run.trainer(0, run.study.cell, Tracker(), seed=run.study.seed)
+    start = Span.now()
+    trainer.start_maps([_random_cells(run, min(run.spaces), 1)[0].trained])
+    found["cell_start"] = Span.now() - start
+    scored = []
+    for depth in run.spaces:
+        steps = []
+        for one in _random_cells(run, depth, _CELLS):
+            steps.append(trainer.time_step([one.trained.train()], _CELL_SECONDS))
+            start = Span.now()
+            trainer.score([one.trained])
+            scored.append((Span.now() - start) / len(run.dev.tokens))
+        found[f"cell_step_{depth}"] = _mean(steps)
+    return found | {"cell_piece": _mean(scored)}
+
+
+def _mean(spans: Sequence[Span]) -> Span:
+    seconds, cpu_seconds = (
+        float(np.mean([getattr(one, name) for one in spans])) for name in ("seconds", "cpu_seconds")
+    )
+    return Span(seconds, cpu_seconds, spans[0].threads)
+
+
+def _blocks(run: Run) -> dict[str, Span]:
+    """Steps of a block's candidates beside each other."""
+    some = block_candidates(run)
+    cells = [one for number, depth in enumerate(some) for one in _random_cells(run, depth, number + 1)[-1:]]
+    sizes = run.train.hidden_size, run.study.student.hidden_size
+    cells += [no_layer().fresh(*sizes)] if run.study.block.no_layer else []
+    trainer = run.trainer(0, run.study.block, Tracker(), seed=run.study.seed)
+    return {"block_step": trainer.time_step([one.trained.train() for one in cells], _SECONDS / 2, beside=True)}
+
+
+def block_candidates(run: Run) -> list[int]:
+    """The depths of a block's candidates, as many as there can be; no layer is one more."""
+    settings = run.study.cell
+    every = [depth for _ in range(settings.candidates) for depth in settings.depths]
+    return every[: run.study.block.candidates]
+
+
+def _students(run: Run) -> dict[str, Span]:
+    """Steps of students of cells of middle depth, and of the one without layers, with what each takes before."""
+    maker, depths = StudentMaker(run, run.study.seed), sorted(run.spaces)
+    blocks, sizes = run.num_blocks, (run.train.hidden_size, run.study.student.hidden_size)
+    layered = _random_cells(run, depths[len(depths) // 2], blocks)
+    kinds: dict[str, Sequence[Any]] = {"student": layered}
+    if run.shape.static_path:
+        kinds["bag"] = [no_layer().fresh(*sizes) for _ in range(blocks)]
+    found: dict[str, Span] = {}
+    for kind, cells in kinds.items():
+        few, many = (_distil(maker, cells, steps) for steps in (_FEW_STEPS, _STEPS))
+        step = (many - few) / (_STEPS - _FEW_STEPS)
+        if min(step.seconds, step.cpu_seconds) <= 0:  # other work came between
+            step = many / _STEPS
+        start = few - step / (1 / _FEW_STEPS)
+        found |= {f"{kind}_step": step, f"{kind}_start": Span(max(0.0, start.seconds), max(0.0, start.cpu_seconds), 1)}
+    return found
+
+
+def _distil(maker: StudentMaker, cells: Sequence[Candidate], steps: int) -> Span:
+    settings = maker.run.study.supernet
+    few = replace(settings, epochs=1, epoch_rows=steps * settings.batch_size, last_epochs=0, patience=None)
+    maker.new_student(cells)  # what all students start from is made once
+    start = Span.now()
+    maker.distil(cells, few, Tracker(), general=False)
+    return Span.now() - start
