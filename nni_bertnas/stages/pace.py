@@ -35,13 +35,14 @@ from nni_bertnas.student.cost import model_call
 from nni_bertnas.student.latency import OTHERS, OtherWork
 from nni_bertnas.tracking import Tracker
 from nni_bertnas.training.teacher import load_for_task, time_step
+from nni_bertnas.training.trainer import Clock
 
 _SECONDS = 4.0  # of steps of the teacher, and of its passes
 _CELL_SECONDS = 1.0
 _DEV_ROWS, _LEAST_ROWS, _MOST_ROWS = 64, 128, 2000
 _PASSES = 10  # of the teacher, one row each
 _CELLS = 3  # random ones of every depth
-_FEW_STEPS, _STEPS = 5, 30  # of a student: what both take tells a step from what comes before it
+_STEPS = 50  # of a student, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +148,7 @@ def _teacher(
 
     write("dev", dev.take(generator.permutation(len(dev))[:_DEV_ROWS]))
     order = generator.permutation(len(train))
-    first = write("train", train.take(order[:_LEAST_ROWS]))
+    first = write("first", train.take(order[:_LEAST_ROWS]))
     rows = int(np.clip(_SECONDS / first.seconds / train.lengths.mean(), _LEAST_ROWS, _MOST_ROWS))
     piece = write("train", train.take(order[:rows]))
     call = model_call(model, run.latency_lengths, pairs=run.train.has_pairs)
@@ -223,20 +224,13 @@ def _students(run: Run) -> dict[str, Span]:
     if run.shape.static_path:
         kinds["bag"] = [no_layer().fresh(*sizes) for _ in range(blocks)]
     found: dict[str, Span] = {}
+    settings = run.study.supernet
+    few = replace(settings, epochs=1, epoch_rows=_STEPS * settings.batch_size, last_epochs=0, patience=None)
     for kind, cells in kinds.items():
-        few, many = (_distil(maker, cells, steps) for steps in (_FEW_STEPS, _STEPS))
-        step = (many - few) / (_STEPS - _FEW_STEPS)
-        if min(step.seconds, step.cpu_seconds) <= 0:  # other work came between
-            step = many / _STEPS
-        start = few - step / (1 / _FEW_STEPS)
-        found |= {f"{kind}_step": step, f"{kind}_start": Span(max(0.0, start.seconds), max(0.0, start.cpu_seconds), 1)}
+        maker.new_student(cells)  # what all students start from is made once
+        clock, start = Clock(_SECONDS), Span.now()
+        maker.distil(cells, few, Tracker(), general=False, callbacks=[clock])
+        whole = Span.now() - start
+        steps = clock.ends[-1] - clock.ends[0]
+        found |= {f"{kind}_step": clock.step, f"{kind}_start": whole - steps}
     return found
-
-
-def _distil(maker: StudentMaker, cells: Sequence[Candidate], steps: int) -> Span:
-    settings = maker.run.study.supernet
-    few = replace(settings, epochs=1, epoch_rows=steps * settings.batch_size, last_epochs=0, patience=None)
-    maker.new_student(cells)  # what all students start from is made once
-    start = Span.now()
-    maker.distil(cells, few, Tracker(), general=False)
-    return Span.now() - start

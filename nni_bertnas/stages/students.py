@@ -180,7 +180,13 @@ class StudentMaker:
         return error
 
     def distil(
-        self, candidates: Sequence[Candidate], settings: SupernetSettings, tracker: Tracker, *, general: bool = True
+        self,
+        candidates: Sequence[Candidate],
+        settings: SupernetSettings,
+        tracker: Tracker,
+        *,
+        general: bool = True,
+        callbacks: Sequence[pl.Callback] = (),
     ) -> tuple[StudentForSequenceClassification, dict[str, Any]]:
         """Chain the cells of candidates and train the student end to end.
 
@@ -189,6 +195,7 @@ class StudentMaker:
             settings: Of the training.
             tracker: Takes the metrics.
             general: Whether it learns general text first, where the study asks for that.
+            callbacks: Of Lightning, besides.
 
         Returns:
             The student in eval mode, and what is known of its training.
@@ -233,15 +240,16 @@ class StudentMaker:
             freeze_embeddings=study.student.freeze_embeddings,
         )
         best = KeepBest(metric, student, lambda: module.judged)
-        callbacks = [best, EpochReport(lambda metrics: tracker.epoch(metrics, metric))]
+        own = [best, EpochReport(lambda metrics: tracker.epoch(metrics, metric)), *callbacks]
+        stops = []
         if settings.patience is not None:
-            callbacks.append(pl.callbacks.EarlyStopping(metric, mode="max", patience=settings.patience))
+            stops.append(pl.callbacks.EarlyStopping(metric, mode="max", patience=settings.patience))
         precision = study.student.precision
-        fit(module.train(), loader, self.dev_loader, settings.epochs, callbacks, precision=precision)
+        fit(module.train(), loader, self.dev_loader, settings.epochs, [*own, *stops], precision=precision)
         if settings.last_epochs:
             last = make_loader(own_rows(run, vectors=vectors), settings.batch_size, shuffle=True, seed=self.seed)
             module.begin_last(len(last) * settings.last_epochs)
-            fit(module.train(), last, self.dev_loader, settings.last_epochs, callbacks[:2], precision=precision)
+            fit(module.train(), last, self.dev_loader, settings.last_epochs, own, precision=precision)
         return student.eval(), {
             "chain_difference": difference,
             FIDELITY: best.metrics[FIDELITY],
