@@ -11,7 +11,7 @@ import yaml
 from nni_bertnas.data.columns import Kind, guess, look
 from nni_bertnas.deploy.predict import Predictor, load_predictor
 from nni_bertnas.errors import ConfigError
-from nni_bertnas.stages.draft import Wishes, draft, study_name
+from nni_bertnas.stages.draft import Wishes, draft, merged, study_name
 from nni_bertnas.stages.run import STUDY, Run
 from nni_bertnas.stages.smoke import smoke as made_small
 from nni_bertnas.stages.stage import run_study
@@ -129,10 +129,10 @@ def compress(
         speedup=speedup,
         guess=guess(table, texts, labels, kind),
     )
-    raw = yaml.safe_load(draft(wishes, table).text)
+    raw = yaml.safe_load(draft(wishes, table, more).text)
     if "profile" in more:  # it says what the draft says of these
         raw = {name: value for name, value in raw.items() if name not in ("student", "cell")}
-    study = parse_study(_merged({**raw, "runs_dir": str(root.parent)}, more), "compress")
+    study = parse_study(merged({**raw, "runs_dir": str(root.parent)}, more), "compress")
     study = made_small(study) if smoke else study
     Run(study).write_study()
     return _found(run_study(study), not smoke)
@@ -151,16 +151,6 @@ def _file(rows: Any, name: str, columns: Sequence[str], root: Path) -> Path:
     except (ValueError, TypeError) as error:  # pyarrow's own are of these kinds
         raise ConfigError(f"{name}: a column holds values of several kinds ({error}); make them one kind") from error
     return path.resolve()
-
-
-def _merged(fields: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """A study's fields with others over them, section by section."""
-    found = dict(fields)
-    for name, value in more.items():
-        before = found.get(name)
-        both = isinstance(value, Mapping) and isinstance(before, Mapping)
-        found[name] = _merged(before, value) if both else value  # type: ignore[arg-type]
-    return found
 
 
 def _found(run: Run, meant: bool) -> tuple[Predictor, Compressed]:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,19 +76,19 @@ def study_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-_.") or "study"
 
 
-def draft(wishes: Wishes, table: Table) -> Draft:
+def draft(wishes: Wishes, table: Table, more: Mapping[str, Any] | None = None) -> Draft:
     """Write a study.
 
     Args:
         wishes: What is asked for.
         table: The file of training rows.
+        more: Fields of the study that the file does not have, but by which the data are read.
 
     Raises:
         ConfigError: The data cannot be learnt from, with the reason.
     """
     raw = _fields(wishes, table)
-    study = parse_study(raw, "the new study")
-    data = load_task(study.task)
+    data = load_task(parse_study(merged(raw, more or {}), "the new study").task)
     notes: list[str] = []
     task, own = raw["task"], raw["task"]["custom"]
     lengths, known = _lengths(wishes.teacher, data.splits["train"], notes)
@@ -105,6 +105,16 @@ def draft(wishes: Wishes, table: Table) -> Draft:
     text = _text(parse_study(raw, "the new study"), wishes, table, lengths)
     study = parse_study(yaml.safe_load(text), "the new study")
     return Draft(text=text, study=study, data=data, lengths=lengths, notes=tuple(notes))
+
+
+def merged(fields: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """A study's fields with others over them, section by section."""
+    found = dict(fields)
+    for name, value in more.items():
+        before = found.get(name)
+        both = isinstance(value, Mapping) and isinstance(before, Mapping)
+        found[name] = merged(before, value) if both else value  # type: ignore[arg-type]
+    return found
 
 
 def _fields(wishes: Wishes, table: Table) -> dict[str, Any]:

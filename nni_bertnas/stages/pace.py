@@ -7,7 +7,8 @@ is removed. Times are those of the machine as it is: where other work runs besid
 import random
 import resource
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from nni_bertnas.config import (
 )
 from nni_bertnas.data.batches import TokenDataset
 from nni_bertnas.data.models import load_tokenizer, resolve_model
-from nni_bertnas.machine import Span, best_device, num_cores, set_threads
+from nni_bertnas.machine import Span, best_device, num_cores
 from nni_bertnas.search.random_cells import sample_architecture
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import load, trials_at_once
@@ -37,6 +38,7 @@ from nni_bertnas.tracking import Tracker
 from nni_bertnas.training.teacher import load_for_task, time_step
 from nni_bertnas.training.trainer import Clock
 
+_PROBE_SECONDS = 1.0
 _SECONDS = 4.0  # of steps of the teacher, and of its passes
 _CELL_SECONDS = 1.0
 _DEV_ROWS, _LEAST_ROWS, _MOST_ROWS = 64, 128, 2000
@@ -53,16 +55,13 @@ class Pace:
         spans: By kind of step, as :mod:`~nni_bertnas.stages.plan` counts them.
         memory_bytes: Of this process, at its highest.
         others: Cores that other work took meanwhile.
+        busy: Whether that was so much that the processor's time is what counts.
     """
 
     spans: Mapping[str, Span]
     memory_bytes: int
     others: float
-
-    @property
-    def busy(self) -> bool:
-        """Whether so much else ran that the times on the clock tell little."""
-        return self.others > OTHERS * num_cores()
+    busy: bool
 
     def seconds(self, count: Mapping[str, float]) -> float:
         """What some steps take where nothing else runs.
@@ -88,21 +87,36 @@ def measure(run: Run, train: TokenDataset, labelled: int, dev: TokenDataset) -> 
     Raises:
         ConfigError: The model cannot be loaded, or does not fit the task.
     """
-    watch, threads = OtherWork(), torch.get_num_threads()
+    busy, watch = _others_work(), OtherWork()
+    found: dict[str, Span] = {}
+
+    def take(threads: int, steps: Callable[[], Mapping[str, Span]]) -> None:
+        # Beside other work threads wait for each other, so that one alone says more: what it takes of the processor.
+        torch.set_num_threads(1 if busy else threads)
+        found.update({name: replace(span, threads=threads) for name, span in steps().items()})
+
+    before, own = torch.get_num_threads(), run.study.nni.threads
+    shares = {
+        name: own or max(1, num_cores() // trials_at_once(run, load(name))) for name in ("cell", "block", "supernet")
+    }
     with tempfile.TemporaryDirectory() as folder:
         rehearsal = Run(_small(run, folder))
         rehearsal.data = run.data
-        generator = np.random.default_rng(run.study.seed)
-        found = _teacher(rehearsal, train, labelled, dev, generator)
-        set_threads(trials_at_once(run, load("cell")), run.study.nni.threads)
-        found |= _cells(rehearsal)
-        set_threads(trials_at_once(run, load("block")), run.study.nni.threads)
-        found |= _blocks(rehearsal)
-        set_threads(1, run.study.nni.threads)
-        found |= _students(rehearsal)
-    torch.set_num_threads(threads)
+        take(before, lambda: _teacher(rehearsal, train, labelled, dev, np.random.default_rng(run.study.seed)))
+        take(run.study.supernet.latency_threads, lambda: _latency(rehearsal))
+        take(shares["cell"], lambda: _cells(rehearsal))
+        take(shares["block"], lambda: _blocks(rehearsal))
+        take(shares["supernet"], lambda: _students(rehearsal))
+    torch.set_num_threads(before)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    return Pace(spans=found, memory_bytes=peak, others=watch.cores())
+    return Pace(spans=found, memory_bytes=peak, others=watch.cores(), busy=busy)
+
+
+def _others_work() -> bool:
+    """Whether other work takes so much of the machine that times on the clock tell little."""
+    watch = OtherWork()
+    time.sleep(_PROBE_SECONDS)
+    return watch.cores() > OTHERS * num_cores()
 
 
 def _small(run: Run, folder: str) -> Study:
@@ -151,17 +165,20 @@ def _teacher(
     first = write("first", train.take(order[:_LEAST_ROWS]))
     rows = int(np.clip(_SECONDS / first.seconds / train.lengths.mean(), _LEAST_ROWS, _MOST_ROWS))
     piece = write("train", train.take(order[:rows]))
-    call = model_call(model, run.latency_lengths, pairs=run.train.has_pairs)
-    kept = torch.get_num_threads()
-    torch.set_num_threads(run.study.supernet.latency_threads)
-    start = Span.now()
-    for length in run.latency_lengths[:_PASSES]:
-        call(length)
-    latency = (Span.now() - start) / min(_PASSES, len(run.latency_lengths))
-    torch.set_num_threads(kept)
     own = train.take(generator.permutation(labelled)[: 50 * settings.batch_size])
     step = time_step(model.requires_grad_(True), settings, run.task, own, _SECONDS)
-    return {"teacher_step": step, "teacher_piece": piece, "latency_pass": latency}
+    return {"teacher_step": step, "teacher_piece": piece}
+
+
+def _latency(run: Run) -> dict[str, Span]:
+    """Passes of the teacher over one row."""
+    model, lengths = run.load_teacher()[0], run.latency_lengths[:_PASSES]
+    call = model_call(model, lengths, pairs=run.train.has_pairs)
+    call(lengths[0])
+    start = Span.now()
+    for length in lengths:
+        call(length)
+    return {"latency_pass": (Span.now() - start) / len(lengths)}
 
 
 def _random_cells(run: Run, depth: int, count: int) -> list[Candidate]:

@@ -1,11 +1,8 @@
 """The little that all phases share about training: a quiet Lightning trainer, the schedule, the callbacks."""
 
 import copy
-import itertools
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from statistics import median
 from typing import Any
 
 import pytorch_lightning as pl
@@ -83,14 +80,9 @@ class Clock(pl.Callback):
 
     @property
     def step(self) -> Span:
-        """Mean of the counted steps, of few steps of all but the first; by the processor, of the middle step.
-
-        Other work makes some steps far longer, on the processor, too, which a mean does not forget.
-        """
+        """Mean of the counted steps; of few steps, of all but the first."""
         first = max(0, min(self.UNCOUNTED, len(self.ends) - 1 - self._COUNTED))
-        steps = [end - start for start, end in itertools.pairwise(self.ends[first:])]
-        mean = (self.ends[-1] - self.ends[first]) / max(1, len(steps))
-        return replace(mean, cpu_seconds=median(one.cpu_seconds for one in steps)) if steps else mean
+        return (self.ends[-1] - self.ends[first]) / max(1, len(self.ends) - 1 - first)
 
 
 def trainer_options(epochs: int, callbacks: Sequence[pl.Callback] = (), precision: str = "32-true") -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from rich.console import Console
 from tiny import tiny_run, write_scores
 
-from nni_bertnas.machine import Span
+from nni_bertnas.machine import Span, best_device
 from nni_bertnas.report.plan import duration, show_plan
 from nni_bertnas.stages import STAGES
 from nni_bertnas.stages.pace import Pace
@@ -128,8 +128,9 @@ def test_trials_run_beside_each_other(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_beside_other_work_the_processors_time_counts() -> None:
     spans = {"step": Span(seconds=9.0, cpu_seconds=2.0, threads=1)}
-    assert Pace(spans=spans, memory_bytes=0, others=0.0).seconds({"step": 3}) == 27.0
-    assert Pace(spans=spans, memory_bytes=0, others=1000.0).seconds({"step": 3}) in (6.0, 27.0)  # the CPU's, or a GPU's
+    assert Pace(spans=spans, memory_bytes=0, others=0.0, busy=False).seconds({"step": 3}) == 27.0
+    expected = 6.0 if best_device().type == "cpu" else 27.0
+    assert Pace(spans=spans, memory_bytes=0, others=2.0, busy=True).seconds({"step": 3}) == expected
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(3.4, "3 s"), (89, "89 s"), (600, "10 min"), (7200, "2.0 h")])
