@@ -34,7 +34,8 @@ def show_plan(plan: Plan, study: Path, console: Console) -> None:
 
 def _said(count: Count) -> str:
     steps = sum(number for kind, number in count.items() if "_step" in kind)
-    pieces, parts = count.get("teacher_piece", 0), []
+    pieces = count.get("teacher_piece", 0) + count.get("stored_piece", 0)
+    parts = []
     if steps:
         parts.append(f"{steps:,.0f} training steps")
     if pieces:

@@ -155,19 +155,21 @@ def _teacher(
     features, encoder = run.folder("features"), run.load_encoder()
     model.requires_grad_(False).to(best_device())
 
-    def write(split: str, tokens: TokenDataset) -> Span:
+    def write(split: str, tokens: TokenDataset, edges: Sequence[int]) -> Span:
         start = Span.now()
-        SplitWriter(features / split, model, tokens, run.edges, run.study.features.dtype, encoder=encoder).write()
+        SplitWriter(features / split, model, tokens, edges, run.study.features.dtype, encoder=encoder).write()
         return (Span.now() - start) / len(tokens.tokens)
 
-    write("dev", dev.take(generator.permutation(len(dev))[:_DEV_ROWS]))
+    write("dev", dev.take(generator.permutation(len(dev))[:_DEV_ROWS]), run.edges)
     order = generator.permutation(len(train))
-    first = write("first", train.take(order[:_LEAST_ROWS]))
-    rows = int(np.clip(_SECONDS / first.seconds / train.lengths.mean(), _LEAST_ROWS, _MOST_ROWS))
-    piece = write("train", train.take(order[:rows]))
+    first = write("first", train.take(order[:_LEAST_ROWS]), run.edges)
+    rows = int(np.clip(_SECONDS / 2 / first.seconds / train.lengths.mean(), _LEAST_ROWS, _MOST_ROWS))
+    stored, passed = (
+        write(name, train.take(order[:rows]), edges) for name, edges in (("train", run.edges), ("plain", ()))
+    )
     own = train.take(generator.permutation(labelled)[: 50 * settings.batch_size])
     step = time_step(model.requires_grad_(True), settings, run.task, own, _SECONDS)
-    return {"teacher_step": step, "teacher_piece": piece}
+    return {"teacher_step": step, "teacher_piece": passed, "stored_piece": stored}
 
 
 def _latency(run: Run) -> dict[str, Span]:

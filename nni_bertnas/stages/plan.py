@@ -131,8 +131,9 @@ def teacher(run: Run, sizes: Sizes) -> list[Count]:
 
 def features(run: Run, sizes: Sizes) -> list[Count]:
     """One pass over train, its rows without labels, and dev; then the latencies of operations."""
-    pieces = len(sizes.train.tokens) + len(sizes.dev.tokens)
-    return [{"teacher_piece": pieces, "latency_pass": _table_passes(sizes)}]
+    kept = int((sizes.train.lengths * sizes.stored).sum())
+    stored, rest = kept + len(sizes.dev.tokens), len(sizes.train.tokens) - kept
+    return [{"stored_piece": stored, "teacher_piece": rest, "latency_pass": _table_passes(sizes)}]
 
 
 def _table_passes(sizes: Sizes) -> int:

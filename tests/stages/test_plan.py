@@ -80,8 +80,9 @@ def test_steps_and_bytes_are_those_that_are_made(tmp_path: Path, monkeypatch: py
     arrays = sum(np.load(file).nbytes for file in folder.glob("*/*.npy"))
     assert len(list(folder.glob("*/*.npy"))) == 2 * len(ARRAYS)
     assert sizes.feature_bytes == written + arrays
-    pieces = counts["features"][0]["teacher_piece"]
-    assert pieces == len(run.train.tokens) + len(run.dev.tokens)
+    (pieces,) = counts["features"]
+    assert pieces["stored_piece"] == sum(store.index.num_hidden_tokens for store in (run.train, run.dev))
+    assert pieces["stored_piece"] + pieces["teacher_piece"] == len(run.train.tokens) + len(run.dev.tokens)
 
 
 @pytest.mark.slow
@@ -101,8 +102,8 @@ def test_a_plan_measures_what_is_missing_and_makes_nothing(tmp_path: Path, kind:
 
 
 @pytest.mark.slow
-def test_what_is_finished_is_not_planned(built_copy: Path) -> None:
-    run = tiny_run(built_copy, cell=TRIALS)
+def test_what_is_finished_is_not_planned(built: Run) -> None:
+    run = tiny_run(built.root.parents[1], cell=TRIALS)
     plan = {work.stage: work for work in make_plan(run).works}
     assert plan["teacher"].finished == plan["features"].finished == 1 and plan["teacher"].seconds == 0
     assert plan["cell"].finished == 0 and not plan["teacher"].count and plan["cell"].count
