@@ -56,6 +56,7 @@ setup(
         "serve": [*RUNTIME, "fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20"],
         "export": EXPORT,
         "openvino": [*EXPORT, "openvino>=2025.0"],
+        "completion": ["argcomplete>=3.5"],
         "plots": ["matplotlib>=3.9"],
         "docs": ["mkdocs-material>=9.5"],
         "dev": [
@@ -68,6 +69,8 @@ setup(
             "mypy",
             "pre-commit",
             "types-PyYAML",
+            "nbclient>=0.10",
+            "ipykernel>=6",
         ],
     },
     entry_points={"console_scripts": ["bertnas = nni_bertnas.cli:main"]},

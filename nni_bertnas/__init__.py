@@ -25,6 +25,7 @@ _PUBLIC = {
     "Study": "nni_bertnas.config",
     "StudentForSequenceClassification": "search_space.student",
     "TrainingSettings": "nni_bertnas.config",
+    "compress": "nni_bertnas.stages.compress",
     "load_study": "nni_bertnas.study_files",
     "run_study": "nni_bertnas.stages.stage",
 }

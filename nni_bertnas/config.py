@@ -81,6 +81,8 @@ class TaskSettings:
     bad_rows: Literal["error", "skip"] = "error"  # skip: damaged rows are left out, counted and named in the log
     max_length: Annotated[int, Field(ge=8, le=512)] = 128  # word pieces a text (or pair) is cut to
     max_train_rows: Annotated[int, Field(ge=16)] | None = None  # a stratified part of train; null takes all
+    # likewise of dev, and of every split that is read at the end
+    max_eval_rows: Annotated[int, Field(ge=16)] | None = None
     # what teacher and student learn of rare classes: rows count by the inverse of their class's share (weights), or
     # logits learn to do without it (logits, logit adjustment); the score on frequent classes falls
     balance: Literal["off", "weights", "logits"] = "off"

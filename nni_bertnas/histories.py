@@ -20,7 +20,7 @@ import psutil
 from nni_bertnas.artifacts import write_whole
 
 HISTORY = "history"  # folder under a run's root
-PLAN, WEB_UI = "plan", "web_ui"  # beside the states of units: what the study asks for, and where NNI's web UI is
+OUTLINE, WEB_UI = "outline", "web_ui"  # beside the states of units: what the study asks for, and where NNI's web UI is
 _LONGEST = 120  # characters of a file's name without its ending
 _TAIL_BYTES = 1 << 16  # of a history, that the last epoch is looked for in
 _log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from nni_bertnas.histories import record_name
 from nni_bertnas.launch.channel import NniChannel
 from nni_bertnas.logs import LOG, open_log
 from nni_bertnas.machine import set_threads
-from nni_bertnas.stages.plan import write_plan
+from nni_bertnas.stages.outline import write_outline
 from nni_bertnas.stages.run import Run, Unit, unit_name
 from nni_bertnas.stages.stage import check_unit, ensure, load, trials_at_once
 from nni_bertnas.study_files import load_study
@@ -57,7 +57,7 @@ def run_trial(name: str, stage: str, make: Callable[[Run, Unit, Tracker], None],
         unit: dict[str, Any] = {option: getattr(arguments, option) for option in options} | channel.parameters
         if not load(stage).alone:
             set_threads(trials_at_once(run, load(stage)), run.study.nni.threads)
-        write_plan(run)
+        write_outline(run)
         with (
             open_log(run.root / LOG, record_name(stage, unit_name(unit))),
             run.tracker(stage, unit, channel=channel) as tracker,

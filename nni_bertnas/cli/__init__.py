@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_bertnas import __version__, quiet_libraries
+from nni_bertnas.cli.completion import SHELLS, complete
 from nni_bertnas.deploy import FORMATS
 from nni_bertnas.errors import BertnasError
 from nni_bertnas.logs import Terminal
@@ -29,11 +30,13 @@ class Command:
     Attributes:
         module: Of this folder, with a function `run` that takes the parsed arguments.
         help: What it does.
+        example: A command line, which ends its help.
         arguments: That it takes.
     """
 
     module: str
     help: str
+    example: str
     arguments: Arguments = field(default_factory=dict)
 
 
@@ -48,20 +51,64 @@ _LOUD: Arguments = {
 _LEVELS = {"quiet": "ERROR", "verbose": "INFO"}  # of libraries' messages
 _FORCE = {"choices": STAGES, "metavar": "STAGE", "help": f"redo it and what builds on it: {', '.join(STAGES)}"}
 COMMANDS: dict[str, Command] = {
-    "run": Command("run", "all of a study, stage by stage", {**_STUDY, "--force": _FORCE, **_LOUD}),
+    "new": Command(
+        "new",
+        "a study for your own data, with comments; asks for what no flag says, or guesses it",
+        "bertnas new tickets.yml --data tickets.csv --text subject body --label queue --speedup 10",
+        {
+            "file": {"type": Path, "nargs": "?", "metavar": "FILE", "help": "takes it (default: as the data, .yml)"},
+            "--data": {"metavar": "ROWS", "help": "training rows, .csv, .tsv, .jsonl or .parquet"},
+            "--dev": {"metavar": "ROWS", "help": "that choose the best epoch (default: a tenth of train)"},
+            "--test": {"metavar": "ROWS", "help": "read at the end (default: a tenth of train)"},
+            "--text": {"nargs": "+", "metavar": "COLUMN", "help": "one, or two of a pair (default: the longest)"},
+            "--label": {"nargs": "+", "metavar": "COLUMN", "help": "one, or one of 0 and 1 for every label"},
+            "--kind": {
+                "choices": ("classification", "regression", "multi_label"), "help": "(default: by the values)"
+            },
+            "--speedup": {"type": float, "metavar": "X", "help": "over the teacher (default: 10)"},
+            "--teacher": {"metavar": "MODEL", "help": "a folder, a hub name or package:NAME (default: the demo's)"},
+            "--name": {"help": "of the study (default: as FILE)"},
+            "--force": {"action": "store_true", "help": "write over FILE"},
+        },
+    ),
+    "plan": Command(
+        "plan",
+        "what a study will make, how long it takes on this machine, and how much disk; measures for half a minute",
+        "bertnas plan tickets.yml",
+        _STUDY,
+    ),
+    "run": Command(
+        "run",
+        "all of a study, stage by stage",
+        "bertnas run tickets.yml --smoke",
+        {
+            **_STUDY,
+            "--force": _FORCE,
+            "--smoke": {
+                "action": "store_true", "help": "all stages on a few hundred rows, in two minutes; scores mean nothing"
+            },
+            **_LOUD,
+        },
+    ),
     "validate": Command(
         "validate",
         "check a study file, and NNI's experiment files",
+        "bertnas validate tickets.yml experiment_configs/cell.yml",
         {
             **_STUDY,
             "nni_yaml": {"type": Path, "nargs": "*", "metavar": "NNI_YAML", "help": "NNI experiment files"},
         },
     ),
-    "doctor": Command("doctor", "whether studies can run on this machine, and what to do where they cannot"),
-    "data": Command("data", "rows, labels, lengths and examples of a study's data", _STUDY),
+    "doctor": Command(
+        "doctor", "whether studies can run on this machine, and what to do where they cannot", "bertnas doctor"
+    ),
+    "data": Command(
+        "data", "rows, labels, lengths and examples of a study's data", "bertnas data tickets.yml", _STUDY
+    ),
     "space": Command(
         "space",
         "the search space of a study: a table, NNI's search space, a picture",
+        "bertnas space tickets.yml --depth 2 --draw space.png",
         {
             **_STUDY,
             "--depth": {"type": int, "help": "of the cells (default: the study's largest)"},
@@ -69,10 +116,14 @@ COMMANDS: dict[str, Command] = {
             "--draw": {"type": Path, "metavar": "FILE", "help": "draw the space, .png or .svg (extra plots)"},
         },
     ),
-    **{name: Command("stage", entry.help, {**_STUDY, **_LOUD}) for name, entry in STAGES.items()},
+    **{
+        name: Command("stage", entry.help, f"bertnas {name} tickets.yml", {**_STUDY, **_LOUD})
+        for name, entry in STAGES.items()
+    },
     "select": Command(
         "select",
         "the best students that a finished search can give within a budget, by predicted score; trains nothing",
+        "bertnas select tickets.yml --min-speedup 20 --top 3",
         {
             **_STUDY,
             "--max-params": {"type": int, "metavar": "N", "help": "parameters, embeddings included"},
@@ -87,6 +138,7 @@ COMMANDS: dict[str, Command] = {
     "front": Command(
         "select",
         "the students of a finished search that none other beats in both predicted score and a cost",
+        "bertnas front tickets.yml --cost num_params --draw front.png",
         {
             **_STUDY,
             "--cost": {"choices": COSTS, "default": "latency_ms", "help": "(default: latency_ms)"},
@@ -96,6 +148,7 @@ COMMANDS: dict[str, Command] = {
     "profile": Command(
         "profile",
         "measure what students of a study are made of on this machine, for all studies beside it; trains nothing",
+        "bertnas profile tickets.yml --batch 1 32",
         {
             **_STUDY,
             "--batch": {"type": int, "nargs": "+", "default": [1], "metavar": "N", "help": "rows a pass (default: 1)"},
@@ -104,6 +157,7 @@ COMMANDS: dict[str, Command] = {
     "report": Command(
         "report",
         "teacher against student, once more, and all that a study came to as one HTML page",
+        "bertnas report tickets.yml",
         {
             **_STUDY,
             "--html": {"type": Path, "metavar": "FILE", "help": "of the page (default: report.html in the run)"},
@@ -112,11 +166,13 @@ COMMANDS: dict[str, Command] = {
     "status": Command(
         "status",
         "how far a run is, while it goes on or afterwards: units, losses, times, disk",
+        "bertnas status tickets.yml",
         {**_STUDY, "--json": {"action": "store_true", "help": "as JSON"}},
     ),
     "predict": Command(
         "predict",
         "predictions of a saved teacher or student for a file of rows",
+        "bertnas predict runs/tickets/supernet/seed0/student new.csv --output new.predicted.csv",
         {
             **_MODEL,
             "file": {"type": Path, "metavar": "FILE", "help": ".csv, .tsv, .jsonl or .parquet; for GLUE its folder"},
@@ -133,6 +189,7 @@ COMMANDS: dict[str, Command] = {
     "export": Command(
         "export",
         "a saved teacher or student, or a study's best student, in another format",
+        "bertnas export runs/tickets/supernet/seed0/student --to hf --output tickets-student",
         {
             "model": {"type": Path, "metavar": "STUDY|MODEL", "help": "a study's YAML file, or a model's folder"},
             "--to": {
@@ -152,6 +209,7 @@ COMMANDS: dict[str, Command] = {
     "push": Command(
         "push",
         "upload an exported model to the Hugging Face hub",
+        "bertnas push tickets-student me/tickets",
         {
             "folder": {"type": Path, "metavar": "FOLDER", "help": "what `bertnas export` wrote of a study's student"},
             "repository": {"metavar": "OWNER/NAME", "help": "on the hub; made where it is not there"},
@@ -161,6 +219,7 @@ COMMANDS: dict[str, Command] = {
     "bench": Command(
         "bench",
         "saved and exported models beside each other: latency, throughput, memory, size, time to the first answer",
+        "bertnas bench tickets.yml tickets-onnx",
         {
             "models": {"type": Path, "nargs": "+", "metavar": "MODEL", "help": "a folder, or a study file"},
             "--rows": {"type": Path, "metavar": "FILE", "help": "of the task (default: dev of a model's study)"},
@@ -172,6 +231,7 @@ COMMANDS: dict[str, Command] = {
     "serve": Command(
         "serve",
         "an exported model as a web service: POST /predict, GET /health, GET /metrics",
+        "bertnas serve tickets-onnx --port 8000",
         {
             "folder": {"type": Path, "metavar": "FOLDER", "help": "what `bertnas export --to onnx` wrote"},
             "--host": {"default": "127.0.0.1", "help": "(default: 127.0.0.1, this machine alone)"},
@@ -181,6 +241,12 @@ COMMANDS: dict[str, Command] = {
             "--max-texts": {"type": int, "default": 64, "metavar": "N", "help": "of a request (default: 64)"},
             "--max-characters": {"type": int, "default": 10_000, "metavar": "N", "help": "of a text (default: 10000)"},
         },
+    ),
+    "completion": Command(
+        "completion",
+        "what completes commands and options when Tab is pressed (extra completion)",
+        'eval "$(bertnas completion bash)"',
+        {"shell": {"choices": SHELLS, "help": "eval its output, or put that line into .bashrc or .zshrc"}},
     ),
 }  # fmt: skip
 
@@ -193,7 +259,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=__version__)
     subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
-        sub = subparsers.add_parser(name, help=command.help, description=command.help)
+        sub = subparsers.add_parser(
+            name, help=command.help, description=command.help, epilog=f"example: {command.example}"
+        )
         for argument, options in command.arguments.items():
             sub.add_argument(argument, **options)
     return top
@@ -201,6 +269,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    complete(parser())
     parsed = parser().parse_args(arguments)
     _end_as_interrupted()
     quiet_libraries()

@@ -13,9 +13,9 @@ from nni_bertnas.launch.trial_server import server
 from nni_bertnas.logs import LOG, open_log
 from nni_bertnas.report.progress import Teller, Watcher, spell_seconds
 from nni_bertnas.report.trials import spell_jobs
-from nni_bertnas.stages.plan import write_plan
+from nni_bertnas.stages.outline import write_outline
 from nni_bertnas.stages.run import Run, Unit, unit_name
-from nni_bertnas.stages.stage import Stage, check_unit, ensure, find, load
+from nni_bertnas.stages.stage import Stage, check_unit, ensure, found_whole, load
 from nni_bertnas.study_files import load_study
 
 
@@ -27,7 +27,7 @@ def run(arguments: Namespace) -> None:
         raise ConfigError(f"{stage.name}: the study asks for none; {stage.missing}")
     with open_log(opened.root / LOG):
         teller = open_teller(arguments)
-        write_plan(opened)
+        write_outline(opened)
         for needed, _ in stage.needs(opened, stage.units(opened)[0]):
             if load(needed).optimize is None:  # a phase through NNI is a command of its own
                 make(opened, load(needed), arguments.study, teller)
@@ -44,7 +44,7 @@ def make(run: Run, stage: Stage, study_path: Path, teller: Teller) -> None:
         teller: Takes what is said.
     """
     start, units = time.perf_counter(), stage.units(run)
-    missing = [unit for unit in units if _find(run, stage, unit) is None]
+    missing = [unit for unit in units if found_whole(run, stage, unit) is None]
     if not missing:
         for unit in units:
             run.record(stage.name, unit).end("reused")
@@ -60,13 +60,6 @@ def make(run: Run, stage: Stage, study_path: Path, teller: Teller) -> None:
     if stage.optimize is None:
         for unit in units:
             _say(run, stage, unit, teller, f"{seconds:.0f} s")
-
-
-def _find(run: Run, stage: Stage, unit: Unit) -> Any:
-    for needed, part in stage.needs(run, unit):  # without which nothing can be said of it
-        if _find(run, load(needed), part) is None:
-            return None
-    return find(run, stage.name, unit)
 
 
 def _say(run: Run, stage: Stage, unit: Unit, teller: Teller, how: str) -> None:

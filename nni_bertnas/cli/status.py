@@ -4,24 +4,24 @@ import json
 from argparse import Namespace
 
 from nni_bertnas.cli.show import open_console
-from nni_bertnas.histories import HISTORY, PLAN, read_state
+from nni_bertnas.histories import HISTORY, OUTLINE, read_state
 from nni_bertnas.report.status import find_root, read_status, show_status
 
 
 def run(arguments: Namespace) -> None:
     """Print how far every stage is."""
     root = find_root(arguments.study)
-    status = read_status(root, read_state(root / HISTORY, PLAN) or _plan(arguments))
+    status = read_status(root, read_state(root / HISTORY, OUTLINE) or _outline(arguments))
     if arguments.json:
         print(json.dumps(status, indent=1))
     else:
         show_status(status, open_console())
 
 
-def _plan(arguments: Namespace) -> dict[str, object]:
+def _outline(arguments: Namespace) -> dict[str, object]:
     """Of a run that wrote none down, as one of an older version: worked out, which takes seconds."""
-    from nni_bertnas.stages.plan import make_plan  # torch and NNI, which nobody need wait for otherwise
+    from nni_bertnas.stages.outline import make_outline  # torch and NNI, which nobody need wait for otherwise
     from nni_bertnas.stages.run import Run
     from nni_bertnas.study_files import load_study
 
-    return make_plan(Run(load_study(arguments.study)))
+    return make_outline(Run(load_study(arguments.study)))

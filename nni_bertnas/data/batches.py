@@ -193,6 +193,14 @@ class TokenDataset(torch.utils.data.Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, rows: Numbers) -> "TokenDataset":
+        """Some rows, in that order."""
+        rows, pad = np.asarray(rows, int), self.pad_token_id
+        at = [np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows]
+        places = np.concatenate(at) if at else np.zeros(0, np.int64)
+        labels = self.labels[rows].tolist()
+        return TokenDataset(self.tokens[places], self.lengths[rows], labels, pad, self.token_types[places])
+
     def batch(self, rows: Numbers) -> Batch:
         """The tokens and labels of some rows."""
         return token_batch(self, rows, self.pad_token_id)

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from nni_bertnas.artifacts import fingerprint
 from nni_bertnas.config import TaskSettings, to_dict
 from nni_bertnas.data.label_sets import MOST, read_marks, read_set, set_number, strata
@@ -13,7 +15,7 @@ from nni_bertnas.data.readers import Record
 from nni_bertnas.data.rows import Rows, class_numbers, clean_rows, label_order, plain_label, score_numbers
 from nni_bertnas.data.sources import SOURCES
 from nni_bertnas.data.sources.source import Source
-from nni_bertnas.data.splits import SPLIT_SEED, SPLITTING, repeated, split, strata_of
+from nni_bertnas.data.splits import SPLIT_SEED, SPLITTING, Strata, repeated, split, strata_of
 from nni_bertnas.data.tasks import TaskSpec, task_spec
 from nni_bertnas.errors import ConfigError, lookup
 
@@ -46,6 +48,8 @@ def data_fingerprint(task: TaskSettings) -> str:
     """A hash of the task's settings and the content of its files."""
     settings = to_dict(task)
     del settings["data_dir"]  # the place does not matter
+    if task.max_eval_rows is None:
+        del settings["max_eval_rows"]  # what was made before there was such a field still serves
     if task.custom is not None:
         for name in ("train", "dev", "test"):
             del settings["custom"][name]
@@ -70,13 +74,29 @@ def load_task(task: TaskSettings) -> TaskData:
     by = (lambda labels: strata(labels, len(names))) if spec.multi_label else strata_of(names)
     found = _apart(task, spec.hold_out(found, by))
     train, dev = found.pop("train"), found.pop("dev")
-    if task.max_train_rows is not None and task.max_train_rows < len(train):
-        if task.max_train_rows < len(names):
-            raise ConfigError(
-                f"task.max_train_rows must be at least {len(names)}, a row of every label, got {task.max_train_rows}"
-            )
-        _, train = split(train, by, task.max_train_rows / len(train))
-    return TaskData(names, {"train": train, "dev": dev, **found})
+    rest = {name: _some(rows, task.max_eval_rows) for name, rows in {"dev": dev, **found}.items()}
+    return TaskData(names, {"train": _part(train, task.max_train_rows, names, by), **rest})
+
+
+def _part(train: Rows, limit: int | None, names: tuple[str, ...], by: Strata) -> Rows:
+    """A stratified part of train, always the same; all of it where there are no more rows.
+
+    Raises:
+        ConfigError: It would have no row of some label.
+    """
+    if limit is None or limit >= len(train):
+        return train
+    if limit < len(names):
+        raise ConfigError(f"task.max_train_rows must be at least {len(names)}, a row of every label, got {limit}")
+    limit = min(limit, len(train) - len(names))  # the rest, too, has to have a row of every label
+    return split(train, by, limit / len(train))[1]
+
+
+def _some(rows: Rows, limit: int | None) -> Rows:
+    """So many rows at random, always the same, in their order."""
+    if limit is None or limit >= len(rows):
+        return rows
+    return rows.take(sorted(np.random.default_rng(SPLIT_SEED).permutation(len(rows))[:limit].tolist()))
 
 
 def _apart(task: TaskSettings, found: dict[str, Rows]) -> dict[str, Rows]:

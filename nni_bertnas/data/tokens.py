@@ -80,3 +80,10 @@ def count_cut(encoded: Any, max_length: int) -> int:
     if encoded.encodings:
         return sum(bool(encoding.overflowing) for encoding in encoded.encodings)
     return sum(len(ids) == max_length for ids in encoded["input_ids"])
+
+
+def piece_lengths(tokenizer: "PreTrainedTokenizerBase", rows: Rows) -> np.ndarray:
+    """Word pieces of every row, special ones included, uncut: `(num_rows,)`."""
+    texts: list[Any] = [rows.texts] if rows.pairs is None else [rows.texts, rows.pairs]
+    encoded = tokenizer(*texts, truncation=False, verbose=False, return_attention_mask=False)["input_ids"]
+    return np.asarray([len(ids) for ids in encoded])

@@ -12,7 +12,7 @@ import torch
 from nni_bertnas.data.batches import LengthBatches, model_inputs
 from nni_bertnas.data.models import load_classifier
 from nni_bertnas.data.readers import Record, read_records
-from nni_bertnas.data.rows import Rows
+from nni_bertnas.data.rows import Rows, unlabelled
 from nni_bertnas.data.texts import read_rows
 from nni_bertnas.data.tokens import tokenize
 from nni_bertnas.deploy.copies import check_target, column_names, write_copy
@@ -64,6 +64,27 @@ class Predictor:
                 logits = logits.sigmoid()
             found[numbers] = (logits.softmax(-1) if logits.shape[1] > 1 and not self.several else logits).numpy()
         return found
+
+    def predict(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[Any]:
+        """Label names, lists of them, or scores: `(num_texts,)`.
+
+        Args:
+            texts: Texts; of a model of pairs, pairs of texts.
+
+        Raises:
+            ConfigError: They are of the other kind.
+        """
+        if isinstance(texts, str):
+            raise ConfigError("texts: give a list of texts, such as [text]")
+        pairs = len(self.texts) == 2
+        wrong = [one for one in texts if isinstance(one, str) == pairs or not (isinstance(one, str) or len(one) == 2)]
+        if self.texts and wrong:
+            wanted = "pairs of texts" if pairs else "single texts"
+            raise ConfigError(f"texts: the model reads {wanted} ({', '.join(self.texts)}), got {wrong[0]!r}")
+        single = [one if isinstance(one, str) else one[0] for one in texts]
+        second = None if not texts or isinstance(texts[0], str) else [one[1] for one in texts]
+        rows = Rows(single, unlabelled(len(single), regression=False), second)
+        return self.predictions(self.probabilities(rows)) if single else []
 
     @property
     def kind(self) -> Kind:

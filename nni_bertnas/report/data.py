@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.bar import Bar
@@ -14,11 +13,8 @@ from nni_bertnas.data.metrics import METRICS
 from nni_bertnas.data.models import load_tokenizer
 from nni_bertnas.data.rows import Rows
 from nni_bertnas.data.splits import keys, repeated
-from nni_bertnas.data.tokens import tokenize
+from nni_bertnas.data.tokens import piece_lengths, tokenize
 from nni_bertnas.stages.run import Run
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _BARS = 10
 _EXAMPLES = 3
@@ -91,13 +87,6 @@ def balance(name: str, label_names: tuple[str, ...], splits: dict[str, Rows], *,
         ]
         table.add_row(label, *(f"{count:,} ({count / total:.1%})" for count, total in counts))
     return table
-
-
-def piece_lengths(tokenizer: "PreTrainedTokenizerBase", rows: Rows) -> np.ndarray:
-    """Word pieces of every row, special ones included, uncut: `(num_rows,)`."""
-    texts: list[Any] = [rows.texts] if rows.pairs is None else [rows.texts, rows.pairs]
-    encoded = tokenizer(*texts, truncation=False, verbose=False, return_attention_mask=False)["input_ids"]
-    return np.asarray([len(ids) for ids in encoded])
 
 
 def histogram(found: np.ndarray) -> Table:

@@ -42,7 +42,7 @@ def read_status(root: Path, plan: Mapping[str, Any]) -> Facts:
 
     Args:
         root: Of the run.
-        plan: What the study asks for, see :mod:`~nni_bertnas.stages.plan`.
+        plan: What the study asks for, see :mod:`~nni_bertnas.stages.outline`.
     """
     times, now = _read_json(root / "seconds.json"), time.time()
     stages = [_read_stage(root, plan, name, times.get(name), now) for name in plan["stages"]]

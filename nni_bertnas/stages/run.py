@@ -38,6 +38,7 @@ Unit = Mapping[str, Any]  # the parameters of one unit of work: whole numbers an
 Result = dict[str, Any]  # what `result.json` holds
 ANSWERS = "answers.npz"  # beside the features: how a siamese teacher's answers come out of them
 PROBES = "probes.npz"  # in the folder of the stage probes
+STUDY = "study.yml"  # in a run's folder, where the study was made in Python or is a smoke test
 _SECONDS = "seconds.json"
 _LATENCY_ROWS = 60
 
@@ -271,6 +272,12 @@ class Run:
     def write(self, folder: Path, result: Result) -> None:
         """Write a result and, beside it, the resolved study."""
         write_result(folder, result, to_yaml(self.study))
+
+    def write_study(self) -> Path:
+        """Write the resolved study into its folder, for those that read a file; gives its path."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_whole(self.root / STUDY, to_yaml(self.study))
+        return self.root / STUDY
 
     def results(self, stage: str) -> dict[str, tuple[Path, Result]]:
         """Folder and result of every finished unit of a stage, by its folder's name."""

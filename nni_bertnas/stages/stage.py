@@ -90,6 +90,14 @@ def find(run: Run, name: str, unit: Unit | None = None) -> Result | None:
     return result if result is not None and stage.fits(run, result) else None
 
 
+def found_whole(run: Run, stage: Stage, unit: Unit) -> Result | None:
+    """The finished result of a unit, if all that it needs is there, too: without it nothing can be said of it."""
+    for needed, part in stage.needs(run, unit):
+        if found_whole(run, load(needed), part) is None:
+            return None
+    return find(run, stage.name, unit)
+
+
 def ensure(run: Run, name: str, unit: Unit | None = None, tracker: Tracker | None = None) -> Result:
     """Make a unit, unless its finished result still fits; what it needs is made first.
 

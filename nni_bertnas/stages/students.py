@@ -48,7 +48,7 @@ _log = logging.getLogger(__name__)
 _UNTOUCHED, _WEIGH = ("student.classifier", "student.pool"), "student.pool.weigh"
 STUDENT = "student"  # folder of the saved model inside the result
 FIDELITY = "dev_logit_mse"  # how far a student's answers on dev are from the teacher's
-_JUDGED_ROWS = 20_000  # of an epoch where students are judged after a short training
+JUDGED_ROWS = 20_000  # of an epoch where students are judged after a short training
 _LATENCY_REPEATS = 3  # how often every length is measured
 
 
@@ -174,7 +174,7 @@ class StudentMaker:
             shape: Of the student; None: the one that all have.
         """
         supernet = self.run.study.supernet
-        rows = min(supernet.epoch_rows or _JUDGED_ROWS, _JUDGED_ROWS, len(self.run.train))
+        rows = min(supernet.epoch_rows or JUDGED_ROWS, JUDGED_ROWS, len(self.run.train))
         short = replace(supernet, epochs=supernet.search_epochs, epoch_rows=rows, last_epochs=0, patience=None)
         before, self.shape = self.shape, shape or self.shape
         error: float = self.distil(candidates, short, tracker or Tracker(), general=False)[1][FIDELITY]
@@ -182,7 +182,13 @@ class StudentMaker:
         return error
 
     def distil(
-        self, candidates: Sequence[Candidate], settings: SupernetSettings, tracker: Tracker, *, general: bool = True
+        self,
+        candidates: Sequence[Candidate],
+        settings: SupernetSettings,
+        tracker: Tracker,
+        *,
+        general: bool = True,
+        callbacks: Sequence[pl.Callback] = (),
     ) -> tuple[StudentForSequenceClassification, dict[str, Any]]:
         """Chain the cells of candidates and train the student end to end.
 
@@ -191,6 +197,7 @@ class StudentMaker:
             settings: Of the training.
             tracker: Takes the metrics.
             general: Whether it learns general text first, where the study asks for that.
+            callbacks: Of Lightning, besides.
 
         Returns:
             The student in eval mode, and what is known of its training.
@@ -235,15 +242,16 @@ class StudentMaker:
             freeze_embeddings=study.student.freeze_embeddings,
         )
         best = KeepBest(metric, student, lambda: module.judged)
-        callbacks = [best, EpochReport(lambda metrics: tracker.epoch(metrics, metric))]
+        own = [best, EpochReport(lambda metrics: tracker.epoch(metrics, metric)), *callbacks]
+        stops = []
         if settings.patience is not None:
-            callbacks.append(pl.callbacks.EarlyStopping(metric, mode="max", patience=settings.patience))
+            stops.append(pl.callbacks.EarlyStopping(metric, mode="max", patience=settings.patience))
         precision = study.student.precision
-        fit(module.train(), loader, self.dev_loader, settings.epochs, callbacks, precision=precision)
+        fit(module.train(), loader, self.dev_loader, settings.epochs, [*own, *stops], precision=precision)
         if settings.last_epochs:
             last = make_loader(own_rows(run, vectors=vectors), settings.batch_size, shuffle=True, seed=self.seed)
             module.begin_last(len(last) * settings.last_epochs)
-            fit(module.train(), last, self.dev_loader, settings.last_epochs, callbacks[:2], precision=precision)
+            fit(module.train(), last, self.dev_loader, settings.last_epochs, own, precision=precision)
         return student.eval(), {
             "chain_difference": difference,
             FIDELITY: best.metrics[FIDELITY],

@@ -28,7 +28,7 @@ from search_space.student import StudentConfig
 
 GRID = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # lengths that are measured, all others between them
 _ROUNDS, _PASSES = 5, 5  # over all lengths and parts; of each in a row
-_OTHERS = 0.125  # share of the machine that other work may take meanwhile
+OTHERS = 0.125  # share of the machine that other work may take meanwhile
 _OTHER_BYTES = 3_000_000  # about what the layers of a student read
 _TEACHER = "teacher"
 _NO_COST = ("_name_or_path", "bertnas_task", "id2label", "label2id", "dropout", "problem_type", "transformers_version")
@@ -208,7 +208,7 @@ class LatencyTable:
             for name in missing[length]:
                 found.setdefault(name, {})[length] = now[name] * scale
         cores = watch.cores()
-        self.quiet = cores <= _OTHERS * (psutil.cpu_count() or 1)
+        self.quiet = cores <= OTHERS * (psutil.cpu_count() or 1)
         if self.quiet:
             self._keep(found)
             return

@@ -14,18 +14,20 @@ from torch import Tensor, nn
 from nni_bertnas.config import TrainingSettings
 from nni_bertnas.data.batches import Batch, Numbers, make_loader
 from nni_bertnas.errors import CandidateError
+from nni_bertnas.machine import Span
 from nni_bertnas.store.reader import FeatureDataset, FeatureStore
 from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.training.losses import Output, Scale, masked_absolute_sum, weighted_losses
 from nni_bertnas.training.optimizers import OPTIMIZERS, adamw_linear
 from nni_bertnas.training.probes import Probes
 from nni_bertnas.training.relations import Attention, captured
-from nni_bertnas.training.trainer import EpochReport, Report, fit, pl
+from nni_bertnas.training.trainer import Clock, EpochReport, Report, fit, pl
 from search_space.cells import Cell
 
 _REGRESSION_TOKENS = 50_000  # enough for a few hundred units
 _log = logging.getLogger(__name__)
 _WARMUP = 0.05  # share of all steps
+_TIMED_STEPS = 50  # at most
 
 
 class CellLoss:
@@ -246,14 +248,29 @@ class CellTrainer:
         """
         self._fit(_Beside, cells, epochs, self.rows)
 
-    def _fit(self, kind: type[_Together], cells: Sequence[nn.Module], epochs: int, rows: Numbers) -> None:
+    def time_step(self, cells: Sequence[nn.Module], limit: float, *, beside: bool = False) -> Span:
+        """What a training step takes, measured for so many seconds; the cells are trained meanwhile.
+
+        Args:
+            cells: One per block, or candidates of one block.
+            limit: Seconds.
+            beside: Whether they are candidates.
+        """
+        clock, epochs = Clock(limit), -(-_TIMED_STEPS // len(self.loader(self.rows)))
+        self._fit(_Beside if beside else _Together, cells, epochs, self.rows, [clock])
+        return clock.step
+
+    def _fit(
+        self, kind: type[_Together], cells: Sequence[nn.Module], epochs: int, rows: Numbers,
+        callbacks: Sequence[pl.Callback] = (),
+    ) -> None:  # fmt: skip
         loader = self.loader(rows)
         fit(
             kind(cells, self.loss, epochs * len(loader)),
             loader,
             None,
             epochs,
-            [EpochReport(self.report)],
+            [EpochReport(self.report), *callbacks],
             precision=self.precision,
             wide=kind is _Beside,
             gradient_clip=self.settings.gradient_clip,

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from nni_bertnas.config import TaskSettings, TeacherSettings, resolve_boundaries
-from nni_bertnas.data.batches import Batch, make_loader, model_inputs
+from nni_bertnas.data.batches import Batch, TokenDataset, make_loader, model_inputs
 from nni_bertnas.data.loading import load_checked, new_head, unknown_share
 from nni_bertnas.data.models import load_config, load_tokenizer, resolve_model
 from nni_bertnas.data.rows import plain_label
@@ -18,11 +18,12 @@ from nni_bertnas.data.task_data import TaskData
 from nni_bertnas.data.tasks import TaskSpec, task_note, task_spec
 from nni_bertnas.data.tokens import tokenize
 from nni_bertnas.errors import ConfigError
+from nni_bertnas.machine import Span
 from nni_bertnas.tracking import Progress, unwatched
 from nni_bertnas.training.losses import Balance, label_loss
 from nni_bertnas.training.metrics import Scorer, evaluate_classifier
 from nni_bertnas.training.optimizers import adamw_linear
-from nni_bertnas.training.trainer import EpochReport, KeepBest, Report, StepReport, fit, pl
+from nni_bertnas.training.trainer import Clock, EpochReport, KeepBest, Report, StepReport, fit, pl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -176,18 +177,7 @@ def make_teacher(
     if order is not None:
         _check_problem(config, spec)
     resolve_boundaries(settings, config.num_hidden_layers)
-    names = dict(enumerate(data.label_names or ("score",)))
-    model = load_checked(
-        AutoModelForSequenceClassification,
-        source,
-        what,
-        new=new_head if order is None else lambda name, base: False,
-        id2label=names,
-        label2id={name: number for number, name in names.items()},
-        problem_type=spec.problem_type,
-        ignore_mismatched_sizes=order is None,  # another task's head is not wanted
-        dtype=torch.float32,
-    )
+    model = load_for_task(source, what, data.label_names, spec, new=order is None)
     check(model, tokenizer)
     loaders = {
         split: make_loader(
@@ -210,6 +200,46 @@ def make_teacher(
     model.eval()
     scores = {split: evaluate_classifier(model, loaders[split], spec) for split in ("dev", *data.final_splits)}
     return Teacher(model=model, tokenizer=tokenizer, fine_tuned=order is None, scores=scores)
+
+
+def load_for_task(
+    source: str, what: str, label_names: Sequence[str], spec: TaskSpec, *, new: bool
+) -> "PreTrainedModel":
+    """A classifier with a task's outputs.
+
+    Args:
+        source: A folder or hub name.
+        what: The setting that names it, and its value.
+        label_names: Of the task; none for a score.
+        spec: The task.
+        new: Whether its head is to be learnt; another task's is not wanted then.
+
+    Raises:
+        ConfigError: It cannot be loaded whole.
+    """
+    names = dict(enumerate(label_names or ("score",)))
+    return load_checked(
+        AutoModelForSequenceClassification,
+        source,
+        what,
+        new=new_head if new else lambda name, base: False,
+        id2label=names,
+        label2id={name: number for number, name in names.items()},
+        problem_type=spec.problem_type,
+        ignore_mismatched_sizes=new,
+        dtype=torch.float32,
+    )
+
+
+def time_step(
+    model: "PreTrainedModel", settings: TeacherSettings, spec: TaskSpec, tokens: TokenDataset, limit: float
+) -> Span:
+    """What a step of the fine-tuning takes, measured for so many seconds; the model is trained meanwhile."""
+    loader, clock = make_loader(tokens, settings.batch_size, shuffle=True), Clock(limit)
+    balance = Balance.of("off", tokens.labels.tolist(), model.config.num_labels, sets=spec.multi_label)
+    fit(_FineTuning(model.train(), settings, spec, balance, len(loader)), loader, None, 1, [clock])
+    model.eval()
+    return clock.step
 
 
 def _check_problem(config: Any, spec: TaskSpec) -> None:

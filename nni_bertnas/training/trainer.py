@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import nn
 
-from nni_bertnas.machine import mixed_precision
+from nni_bertnas.machine import Span, mixed_precision
 from nni_bertnas.tracking import Progress
 
 Report = Callable[[Mapping[str, float]], None]  # takes the metrics of one epoch
@@ -82,6 +82,33 @@ class KeepBest(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called by Lightning."""
         self.model.load_state_dict(self._weights)
+
+
+class Clock(pl.Callback):
+    """Times training steps, batches fetched included, and ends the training after a while.
+
+    Args:
+        limit: Seconds; some steps are made in any case.
+    """
+
+    UNCOUNTED = 3  # the first steps are slower than all others
+    _COUNTED = 2  # at least
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self.ends: list[Span] = []  # of every step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *others: Any) -> None:
+        """Called by Lightning."""
+        self.ends.append(Span.now())
+        enough = len(self.ends) >= self.UNCOUNTED + self._COUNTED
+        trainer.should_stop |= enough and (self.ends[-1] - self.ends[0]).seconds > self.limit
+
+    @property
+    def step(self) -> Span:
+        """Mean of the counted steps; of few steps, of all but the first."""
+        first = max(0, min(self.UNCOUNTED, len(self.ends) - 1 - self._COUNTED))
+        return (self.ends[-1] - self.ends[first]) / max(1, len(self.ends) - 1 - first)
 
 
 def trainer_options(epochs: int, callbacks: Sequence[pl.Callback] = (), precision: str = "32-true") -> dict[str, Any]:

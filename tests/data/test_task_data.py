@@ -1,14 +1,18 @@
 import hashlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny import write_tiny_task
 
-from nni_bertnas.config import TaskSettings
+from nni_bertnas.artifacts import fingerprint
+from nni_bertnas.config import CustomSettings, TaskSettings, to_dict
 from nni_bertnas.data.rows import Rows
-from nni_bertnas.data.splits import eighths, strata_of
-from nni_bertnas.data.task_data import load_task
+from nni_bertnas.data.sources import SOURCES
+from nni_bertnas.data.splits import SPLIT_SEED, SPLITTING, eighths, strata_of
+from nni_bertnas.data.task_data import data_fingerprint, load_task
+from nni_bertnas.data.tasks import task_spec
 from nni_bertnas.errors import ConfigError
 
 
@@ -48,6 +52,30 @@ def test_fewer_training_rows_leave_dev_and_test_alone(tmp_path: Path) -> None:
     part = load_task(TaskSettings(name="sst2", source="glue", data_dir=folder, max_train_rows=50)).splits
     assert len(part["train"]) == 50 and part["dev"] == everything["dev"] and part["glue_dev"] == everything["glue_dev"]
     assert Counter(part["train"].labels) == {0: 25, 1: 25}
+
+
+def test_fewer_rows_to_evaluate_leave_train_and_old_results_alone(tmp_path: Path) -> None:
+    task = TaskSettings(name="sst2", source="glue", data_dir=str(write_tiny_task(tmp_path)))
+    everything, few = load_task(task).splits, load_task(replace(task, max_eval_rows=16)).splits
+    assert few["train"] == everything["train"] and len(few["dev"]) == len(few["glue_dev"]) == 16
+    for name in ("dev", "glue_dev"):
+        places = [everything[name].texts.index(text) for text in few[name].texts]
+        assert places == sorted(places) and everything[name].take(places) == few[name]
+    assert load_task(replace(task, max_eval_rows=16)).splits == few
+    assert data_fingerprint(replace(task, max_eval_rows=16)) != data_fingerprint(task)
+    before = {name: value for name, value in to_dict(task).items() if name not in ("data_dir", "max_eval_rows")}
+    source = SOURCES["glue"].fingerprint(task, task_spec(task))
+    assert data_fingerprint(task) == fingerprint(before, SPLIT_SEED, SPLITTING, source)
+
+
+def test_a_part_of_train_never_takes_the_last_rows_of_a_label(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "".join(f"text {number},{number % 5}\n" for number in range(100)))
+    task = TaskSettings(
+        name="custom", source="files", custom=CustomSettings(train=str(path), text_columns=["text"]), max_train_rows=78
+    )
+    rows = load_task(task).splits["train"]  # of 80
+    assert len(rows) == 75 and set(rows.labels) == {0, 1, 2, 3, 4}
 
 
 def test_missing_sources_are_named() -> None:

@@ -18,7 +18,7 @@ from nni_bertnas.config import to_yaml
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.histories import HISTORY, WEB_UI, Record, history_file, record_name, this_process, write_state
 from nni_bertnas.report.status import find_root, read_status, show_status
-from nni_bertnas.stages.plan import make_plan, write_plan
+from nni_bertnas.stages.outline import make_outline, write_outline
 from nni_bertnas.stages.run import Run
 
 
@@ -34,7 +34,7 @@ def done(run: Run, stage: str, unit: str, since: float, seconds: float, mark: st
 def half(tmp_path: Path) -> Run:
     """Teacher and features are there, of six cells three; one is under way, one was killed, one waits."""
     run = tiny_run(tmp_path, cell={"depths": [1, 2, 3]}, nni={"concurrency": 2})
-    write_plan(run)
+    write_outline(run)
     now = time.time()
     done(run, "teacher", "", now - 1000, 100, mark="before")  # of other settings
     done(run, "features", "", now - 900, 50)
@@ -59,7 +59,7 @@ def half(tmp_path: Path) -> Run:
 
 
 def test_every_stage_of_a_half_finished_run(half: Run) -> None:
-    status = read_status(half.root, make_plan(half))
+    status = read_status(half.root, make_outline(half))
     stages = {one["name"]: one for one in status["stages"]}
     assert list(stages) == ["teacher", "features", "cell", "block", "supernet"]
     cell = stages["cell"]
@@ -82,7 +82,7 @@ def test_every_stage_of_a_half_finished_run(half: Run) -> None:
 
 def test_people_read_it(half: Run) -> None:
     console = Console(file=io.StringIO(), width=120, markup=False)
-    show_status(read_status(half.root, make_plan(half)), console)
+    show_status(read_status(half.root, make_outline(half)), console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     for part in (
         "3 of 6", "0 of 1 (+1)", "cell block1_depth1: running since ", ", epoch 2, loss 0.2500",
@@ -97,12 +97,12 @@ def test_the_web_ui_of_a_trial_that_nnictl_started(half: Run, monkeypatch: pytes
     monkeypatch.setenv("HOME", str(half.root.parent))
     monkeypatch.setenv("NNI_EXP_ID", "abcd1234")
     Record(half.root / HISTORY, "cell-block1_depth1", half.mark).begin()
-    assert read_status(half.root, make_plan(half))["web_ui"] is None
+    assert read_status(half.root, make_outline(half))["web_ui"] is None
     experiments = half.root.parent / "nni-experiments"
     experiments.mkdir()
     known = {"abcd1234": {"id": "abcd1234", "port": 18123, "pid": os.getpid(), "status": "RUNNING"}}
     (experiments / ".experiment").write_text(json.dumps(known))
-    assert read_status(half.root, make_plan(half))["web_ui"] == "http://127.0.0.1:18123"
+    assert read_status(half.root, make_outline(half))["web_ui"] == "http://127.0.0.1:18123"
 
 
 def listing(root: Path) -> dict[str, tuple[int, int]]:
