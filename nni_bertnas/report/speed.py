@@ -51,7 +51,8 @@ def _rows(folders: Sequence[Path], columns: Sequence[str], rows: Path | None) ->
         return read_some(rows, columns, _ROWS)
     for folder in folders:
         if not (folder / FILE).is_file() and study_of(folder) is not None:
-            return find_exported(folder).held_out.take(range(_ROWS))
+            held_out = find_exported(folder).held_out
+            return held_out.take(range(min(_ROWS, len(held_out))))
     return None
 
 
