@@ -68,6 +68,14 @@ def test_an_exported_folder_serves_with_its_requirements_alone(student: Path, tm
         assert list(one["probabilities"].values()) == pytest.approx(row.tolist(), abs=1e-5 if name == "onnx" else 0.1)
 
 
+def test_onnxruntime_does_not_report_to_its_makers(tmp_path: Path) -> None:
+    script = "import nni_bertnas.runtime, onnxruntime; onnxruntime.get_available_providers()"
+    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    own = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}  # where it keeps this machine's number
+    subprocess.run([sys.executable, "-c", script], env=environment | own, check=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_dockerfile_takes_what_is_in_the_folder(student: Path, tmp_path: Path) -> None:
     rows, out = some_rows(False, 8), tmp_path / "out"
     export(student, "onnx", out, held_out=rows, calibration=rows)
