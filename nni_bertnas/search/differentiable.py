@@ -67,10 +67,9 @@ def _search(search: Search, strategy_class: Any, **more: Any) -> Found:
     search.run(space, evaluator, strategy, "raw")
     if options.ranking == "weights":
         return best_paths(search, strategy.supernet)
-    perturbed = options.ranking == "perturbation"
-    likely = _affordable(
-        search, perturbation(search, strategy.supernet) if perturbed else probabilities(strategy.supernet)
-    )
+    by_harm = options.ranking == "perturbation"
+    shares = perturbation(search, strategy.supernet, penalty) if by_harm else probabilities(strategy.supernet)
+    likely = _affordable(search, shares)
     chosen = [(architecture, inherited_score(search, strategy.supernet, architecture)) for architecture in likely]
     return train_on(search, strategy.supernet, chosen)
 

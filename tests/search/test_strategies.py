@@ -149,7 +149,7 @@ def test_an_operation_is_worth_what_its_absence_harms(
 ) -> None:
     seen: dict = {}
 
-    def watched(search: Search, supernet: CellSpace) -> dict[str, dict[str, float]]:
+    def watched(search: Search, supernet: CellSpace, penalty: None) -> dict[str, dict[str, float]]:
         ((label, (names, alpha)),) = architecture_weights(supernet).items()
         before = alpha.detach().clone()
         shares = perturbation(search, supernet)
