@@ -17,7 +17,7 @@ TEXTS = {path.name: path.read_text() for path in PAGES}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["README.md", "stages.md"])
+@pytest.mark.parametrize("name", ["README.md", "stages.md", "coming-from.md"])
 def test_the_python_example_runs(name: str, built: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", TEXTS[name], re.DOTALL)
     folder = "runs/demo/features"

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
 from nni_bertnas.config import Study
 from nni_bertnas.search.strategies import STRATEGIES, TrialOptions
@@ -131,6 +132,18 @@ def tiny_study(root: Path, **sections: Any) -> Study:
 def tiny_run(root: Path, **sections: Any) -> Run:
     """The tiny study opened; see :func:`tiny_study`."""
     return Run(tiny_study(root, **sections))
+
+
+def shrink_demo(path: Path, rows: int = 384) -> None:
+    """Make the demo's study file one of minutes: the same model and text, fewer rows and epochs."""
+    fields = yaml.safe_load(path.read_text())
+    fields["task"] |= {"max_train_rows": rows}
+    fields["transfer"] = {"reviews": 64}
+    fields["teacher"] |= {"epochs": 1}
+    fields["cell"] |= {"strategy": "darts", "options": {}, "epochs": 2, "candidates": 2}
+    fields["block"] = {"epochs": 1, "candidates": 2}
+    fields["supernet"] = {"epochs": 2, "budget": {"max_params": 6_000_000}}
+    path.write_text(yaml.safe_dump(fields))
 
 
 def all_units(run: Run, *names: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tiny import shrink_demo
 
 from nni_bertnas.launch.manager import hold_port
 from nni_bertnas.stages.run import Run
@@ -33,14 +34,7 @@ class Project:
         configs = root / "experiment_configs"
         shutil.copytree(REPOSITORY / "experiment_configs", configs)
         self.study_path = configs / "studies" / "demo.yml"
-        fields = yaml.safe_load(self.study_path.read_text())
-        fields["task"] |= {"max_train_rows": rows}
-        fields["transfer"] = {"reviews": 64}
-        fields["teacher"] |= {"epochs": 1}
-        fields["cell"] |= {"strategy": "darts", "options": {}, "epochs": 2, "candidates": 2}
-        fields["block"] = {"epochs": 1, "candidates": 2}
-        fields["supernet"] = {"epochs": 2, "budget": {"max_params": 6_000_000}}
-        self.study_path.write_text(yaml.safe_dump(fields))
+        shrink_demo(self.study_path, rows)
         home = root / "home"
         home.mkdir()
         # `python` in the trial commands is the one of the virtual environment, as when it is activated.
