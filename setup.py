@@ -65,6 +65,7 @@ setup(
             "httpx",
             "playwright",
             "pytest-timeout",
+            "pytest-xdist>=3.6",
             "hypothesis>=6",
             "ruff",
             "mypy",
