@@ -38,7 +38,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,wandb,vectors,completion,plots,docs,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,wandb,vectors,completion,export,serve,openvino,tensorboard,plots,docs,dev]'
 	touch $@
 
 # Apart, as NNI imports it wherever it is installed, and every trial would start later.
