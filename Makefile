@@ -13,7 +13,7 @@ run: setup
 	$(BIN)/bertnas run $(DEMO)
 
 test: lint site $(VENV)/.enas $(VENV)/.chromium
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
@@ -38,7 +38,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,wandb,vectors,completion,plots,docs,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,wandb,vectors,completion,export,serve,openvino,tensorboard,plots,docs,dev]'
 	touch $@
 
 # Apart, as NNI imports it wherever it is installed, and every trial would start later.

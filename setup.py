@@ -9,7 +9,8 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "nni_bertnas" / "__init__.py").read_text())[1]
 
 RUNTIME = ["numpy>=2", "onnxruntime>=1.20", "tokenizers>=0.20"]
-EXPORT = ["onnx>=1.17", "onnxscript>=0.5", *RUNTIME]
+SERVE = [*RUNTIME, "fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20"]
+EXPORT = ["onnx>=1.17", "onnxscript>=0.5", *SERVE]  # whose versions an exported model is shipped with
 
 setup(
     name="nni-bertnas",
@@ -21,7 +22,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["nni_bertnas", "nni_bertnas.*", "search_space", "trials"]),
     package_data={
-        "nni_bertnas": ["launch/loopback.js", "report/page/page.*", "py.typed"],
+        "nni_bertnas": ["deploy/Dockerfile", "launch/loopback.js", "report/page/page.*", "py.typed"],
         "search_space": ["py.typed"],
     },
     install_requires=[
@@ -53,7 +54,7 @@ setup(
         # The last of both that NNI's ENAS works with; later ones of tianshou have another interface.
         "enas": ["tianshou>=0.5.1,<0.6", "gym>=0.26.2,<0.27"],
         "runtime": RUNTIME,
-        "serve": [*RUNTIME, "fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20"],
+        "serve": SERVE,
         "export": EXPORT,
         "openvino": [*EXPORT, "openvino>=2025.0"],
         "completion": ["argcomplete>=3.5"],
@@ -64,6 +65,7 @@ setup(
             "httpx",
             "playwright",
             "pytest-timeout",
+            "pytest-xdist>=3.6",
             "hypothesis>=6",
             "ruff",
             "mypy",

@@ -43,7 +43,8 @@ RANDOM_CELLS = 20
 # What is searched -> strategy, epochs, options.
 STRATEGIES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "darts": ("darts", 2, {}),
-    "darts, 6 epochs": ("darts", 6, {}),
+    "darts, by probability": ("darts", 2, {"ranking": "probability"}),
+    "darts, 6 epochs": ("darts", 6, {"ranking": "probability"}),
     "darts, paths ranked": ("darts", 2, {"ranking": "weights"}),
     "gumbel_darts": ("gumbel_darts", 2, {}),
     "proxyless": ("proxyless", 4, {}),

@@ -19,10 +19,11 @@ quiet_libraries()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What reads a finished study is slow, as the study was searched for."""
+    """What reads a finished study is slow, as the study was searched for; what waits for NNI longest begins first."""
     for item in items:
         if isinstance(item, pytest.Function) and "finished" in item.fixturenames:
             item.add_marker("slow")
+    items.sort(key=lambda item: "integration" not in item.path.parts)
 
 
 @pytest.fixture(scope="session")

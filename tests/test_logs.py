@@ -12,6 +12,8 @@ def test_everything_that_is_said_is_in_the_log_once_and_appended(
 ) -> None:
     path, library = tmp_path / "run" / "bertnas.log", logging.getLogger("some.library")
     before = logging.getLogger().level
+    for name in ("nni", "nni.experiment"):  # which NNI's own experiments of other tests leave at other levels
+        logging.getLogger(name).setLevel(logging.INFO)
     for number in range(2):
         with open_log(path, "cell-block0"):
             said.info("cell: %d of 2", number)

@@ -27,8 +27,18 @@ def read_offline_runs(root: Path) -> list[tuple[dict, list[dict]]]:
     return [_read(path) for path in sorted(root.glob("wandb/offline-run-*/*.wandb"))]
 
 
-def read_artifacts(root: Path) -> dict[str, dict[str, Path]]:
-    """The files of every artifact that the offline W&B runs under a folder logged: by its name, where each lies."""
+def read_artifacts(root: Path, patience_seconds: float = 30.0) -> dict[str, dict[str, Path]]:
+    """The files of every artifact that the offline W&B runs under a folder logged: by its name, where each lies.
+
+    Waits for the first, as :func:`_read` does.
+    """
+    deadline = time.monotonic() + patience_seconds
+    while not (found := _artifacts(root)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
+def _artifacts(root: Path) -> dict[str, dict[str, Path]]:
     from wandb.proto import wandb_internal_pb2
 
     found = {}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_bertnas.data.rows import Rows
+from nni_bertnas.deploy.container import write_container
 from nni_bertnas.deploy.graph import Opened, open_model
 
 FILE = "model.onnx"
@@ -53,6 +54,7 @@ def _with_own_grus(module: nn.Module) -> nn.Module:
 
 def export(source: Path, target: Path, rows: Rows) -> None:
     """See :class:`~nni_bertnas.deploy.export.Exporter`; batch and length are free, inputs are those of the model."""
+    write_container(target)
     opened = open_model(source)
     write_graph(opened, target / FILE)
     opened.write_manifest(target, FILE, OPSET)

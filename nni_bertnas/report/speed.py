@@ -60,19 +60,15 @@ def speed_table(speeds: Sequence[Speed], threads: int) -> Table:
     """Medians at batch 1, the 95th percentile of real rows, rows a second in batches, and what a process takes."""
     shapes = [f"1 x {length}" for length in LENGTHS]
     many = f"{BATCHES[-1]} x {LENGTHS[1]}"
-    table = Table(title=f"{threads} thread(s); milliseconds of a pass of batch x length, medians")
-    for column in (
-        "",
-        "engine",
-        *shapes,
-        "real rows",
-        "95 %",
-        f"rows/s, {many}",
-        "MB",
-        "first answer, s",
-        "memory, MB",
-    ):
-        table.add_column(column, justify="right" if column not in ("", "engine") else "left")
+    table = Table(
+        title=f"{threads} thread(s); milliseconds of a pass of batch x length, medians",
+        caption="real: rows of the task one by one, their words cut into pieces within the time; start: from a fresh "
+        "process's imports to its first answer, with the memory that it has then",
+    )
+    heads = ("real", "95 %", f"rows/s {many}", "MB", "start, s", "RSS, MB")
+    for column in ("", "engine", *shapes, *heads):
+        named = column in ("", "engine")
+        table.add_column(column, justify="left" if named else "right", min_width=12 if named else None, overflow="fold")
     for one in speeds:
         real, batch = one.passes.get(REAL), one.passes.get(many)
         table.add_row(

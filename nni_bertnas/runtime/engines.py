@@ -1,5 +1,6 @@
 """What runs an exported model: one row of ENGINES per ending of its file."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,9 @@ from typing import Any
 import numpy as np
 
 from .errors import ConfigError
+
+# From 1.29 on, onnxruntime reports its use to its makers from the moment it is imported, unless told not to.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 Inputs = Mapping[str, np.ndarray]  # by name, `(batch, seq)`
 Engine = Callable[[Inputs], np.ndarray]  # -> logits, `(batch, num_labels)`

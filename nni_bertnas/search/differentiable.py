@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import torch
 from nni.nas.nn.pytorch import InputChoice
 from nni.nas.strategy import DARTS, GumbelDARTS, Proxyless
 
@@ -12,11 +14,18 @@ from nni_bertnas.errors import ConfigError
 from nni_bertnas.search.one_shot import best_paths, inherited_score, train_on
 from nni_bertnas.search.search import Found, Search
 from nni_bertnas.search.strategies import DifferentiableOptions, GumbelOptions
-from nni_bertnas.search.watch import ArchitectureWatch, EfficiencyPenalty, OperationDropout, probabilities
+from nni_bertnas.search.watch import (
+    ArchitectureWatch,
+    EfficiencyPenalty,
+    OperationDropout,
+    architecture_weights,
+    probabilities,
+)
 from search_space.cells import Architecture, Choice
 from search_space.listing import Space
-from search_space.spaces import EveryInput
+from search_space.spaces import CellSpace, EveryInput
 
+_NEVER = -1e9  # an architecture weight, whose softmax is nothing
 _LIKELY = 5000  # most probable architectures among which affordable ones are looked for
 
 
@@ -58,9 +67,51 @@ def _search(search: Search, strategy_class: Any, **more: Any) -> Found:
     search.run(space, evaluator, strategy, "raw")
     if options.ranking == "weights":
         return best_paths(search, strategy.supernet)
-    likely = _affordable(search, probabilities(strategy.supernet))
+    by_harm = options.ranking == "perturbation"
+    shares = perturbation(search, strategy.supernet, penalty) if by_harm else probabilities(strategy.supernet)
+    likely = _affordable(search, shares)
     chosen = [(architecture, inherited_score(search, strategy.supernet, architecture)) for architecture in likely]
     return train_on(search, strategy.supernet, chosen)
+
+
+@torch.no_grad()
+def perturbation(
+    search: Search, supernet: CellSpace, penalty: EfficiencyPenalty | None = None
+) -> dict[str, dict[str, float]]:
+    """How much every operation of a trained supernet is worth to it, as a distribution over each decision's options.
+
+    One decision after another, in an order by the search's seed: each option is taken out of the mixture, the more that
+    harms the block score the better it is; then the best alone is left and the next decision is looked at (Wang et al.,
+    arXiv 2108.04392, section 4, without training between decisions). Architecture weights tell what learns fast: they
+    hardly move from each other, and a convolution of one position leads wherever there is one.
+
+    Args:
+        search: That trained it.
+        supernet: In which every operation runs.
+        penalty: Of the expected cost, added to the block score.
+
+    Returns:
+        By decision the softmax of its options' harms in standard deviations, so that they are of one scale.
+    """
+    weights, found = architecture_weights(supernet), {}
+    kept = {label: alpha.clone() for label, (_, alpha) in weights.items()}
+    order = np.random.default_rng(search.seed).permutation(sorted(weights))
+    for label in order.tolist():
+        names, alpha = weights[label]
+        harms = []
+        for number in range(len(names)):
+            alpha.copy_(kept[label])
+            alpha[number] = _NEVER
+            scores = search.trainer.score(list(supernet.cells), search.ranking_batches)
+            harms.append(float(np.mean(scores)) + (0.0 if penalty is None else float(penalty(supernet))))
+        alpha.fill_(_NEVER)
+        alpha[int(np.argmax(harms))] = 0.0
+        spread = torch.tensor(harms, dtype=torch.float64)
+        shares = ((spread - spread.mean()) / spread.std(correction=0).clamp(min=1e-12)).softmax(0)
+        found[label] = dict(zip(names, shares.tolist(), strict=True))
+    for label, (_, alpha) in weights.items():
+        alpha.copy_(kept[label])
+    return {label: found[label] for label in weights}
 
 
 def _affordable(search: Search, distribution: Mapping[str, Mapping[str, float]]) -> list[Architecture]:

@@ -126,7 +126,9 @@ class DifferentiableOptions(LearntOptions):
     architecture_learning_rate: Rate = 3e-2
     operation_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of parameter-free operations, falling to 0
     stable_epochs: Positive | None = None  # the search ends when the ranking has stood still so long
-    ranking: Literal["probability", "weights"] = "probability"  # of the paths; weights: as other one-shot strategies
+    # of the paths: by architecture weights; by what removing an operation does; as other one-shot strategies
+    ranking: Literal["probability", "perturbation", "weights"] = "probability"
+    MIXES = False  # whether every operation runs in every step, so that one can be taken out
     cost_weight: Weight = 0.0  # of expected cost / greatest cost, added to the loss; needs cell.cost
 
     def misfits(self, cell: CellSettings) -> list[str]:
@@ -134,7 +136,17 @@ class DifferentiableOptions(LearntOptions):
         found = super().misfits(cell)
         if self.cost_weight and cell.cost is None:
             found.append("cell.cost must say what cell.options.cost_weight is about: num_params, num_flops, latency_ms")
+        if self.ranking == "perturbation" and not self.MIXES:
+            found.append("cell.options.ranking: perturbation is for darts alone, the others sample their paths")
         return found
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DartsOptions(DifferentiableOptions):
+    """Of `darts`."""
+
+    ranking: Literal["probability", "perturbation", "weights"] = "perturbation"
+    MIXES = True
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -187,8 +199,8 @@ class Strategy:
 
 STRATEGIES: Mapping[str, Strategy] = {
     "darts": Strategy(
-        family="differentiable", function="darts", options=DifferentiableOptions,
-        source="DARTS, first order (arXiv 1806.09055)",
+        family="differentiable", function="darts", options=DartsOptions,
+        source="DARTS, first order (arXiv 1806.09055), operations taken out one by one (arXiv 2108.04392)",
     ),
     "gumbel_darts": Strategy(
         family="differentiable", function="gumbel_darts", options=GumbelOptions,

@@ -34,10 +34,11 @@ def test_models_are_measured_in_turns_and_kept(
         str(tmp_path / "b.png"),
     ]
     assert main(["bench", str(source), str(tmp_path / "onnx"), *options]) == 0
-    assert "onnx" in capsys.readouterr().out and (tmp_path / "b.png").stat().st_size > 10_000
+    assert "rows/s" in capsys.readouterr().out and (tmp_path / "b.png").stat().st_size > 10_000
     found = json.loads((tmp_path / "b.json").read_text())
     assert found["threads"] == 1 and found["machine"]["torch"]
     saved, exported = found["models"]
+    assert (saved["engine"], exported["engine"]) == ("PyTorch", "ONNX Runtime") and exported["name"].endswith("/onnx")
     assert saved["size_mb"] == pytest.approx((source / "model.safetensors").stat().st_size / 1e6)
     assert exported["size_mb"] == pytest.approx((tmp_path / "onnx" / "model.onnx").stat().st_size / 1e6)
     assert 0 < exported["first_answer_s"] < saved["first_answer_s"] and exported["resident_mb"] < saved["resident_mb"]

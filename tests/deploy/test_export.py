@@ -114,6 +114,7 @@ def test_every_format_gives_scores_and_labels(tmp_path: Path, name: str, problem
         )
     sizes = [file.stat().st_size for file in (tmp_path / "out").iterdir() if file.suffix in (".onnx", ".xml", ".ts")]
     assert len(sizes) == 1
+    assert (tmp_path / "out" / "Dockerfile").is_file() == ("onnx" in name)
 
 
 def test_a_teacher_is_exported_too(built: Run, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ class History:
         with self.path.open("a") as file:
             file.write(json.dumps({"seconds": 1.0, **metrics}) + "\n")
 
-    def progress(self, done: int, total: int) -> None: ...
+    def progress(self, done: int, total: int, what: str = "rows", loss: float | None = None) -> None: ...
 
 
 def write_rows(path: Path, sets: bool) -> str:

@@ -14,9 +14,11 @@ from planted import CHOICES, WIDTH, Stores, make_search, plant, run_search
 from tiny import tiny_study
 
 from nni_bertnas.errors import CandidateError, ConfigError
-from nni_bertnas.search.differentiable import most_probable
+from nni_bertnas.search import differentiable
+from nni_bertnas.search.differentiable import most_probable, perturbation
 from nni_bertnas.search.search import Costs, Search, mean_score
 from nni_bertnas.search.strategies import STRATEGIES, OneShotOptions, check_search
+from nni_bertnas.search.watch import architecture_weights
 from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.training import cells as training
 from nni_bertnas.training.cells import CellTrainer, block_scores
@@ -140,6 +142,40 @@ def test_darts_moves_its_weights_to_the_planted_operation(convolution: Stores, t
     assert searched[-1]["train_loss"] < searched[0]["train_loss"]
     scores = {one.architecture["layer_0"]: one.score for one in found}
     assert len(scores) == 4 and scores["convolution_3"] < 0.6 * max(scores.values())
+
+
+def test_an_operation_is_worth_what_its_absence_harms(
+    convolution: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict = {}
+
+    def watched(search: Search, supernet: CellSpace, penalty: None) -> dict[str, dict[str, float]]:
+        ((label, (names, alpha)),) = architecture_weights(supernet).items()
+        before = alpha.detach().clone()
+        shares = perturbation(search, supernet)
+        assert torch.equal(alpha, before)
+        harms = []
+        for name in names:  # the mixture without it, its own shares worked out here
+            rest = torch.tensor([0.0 if other == name else 1.0 for other in names]) * before.exp()
+            with torch.no_grad():
+                alpha.copy_((rest / rest.sum()).clamp(min=1e-38).log())
+            harms.append(search.trainer.score(list(supernet.cells), search.ranking_batches)[0])
+        with torch.no_grad():
+            alpha.copy_(before)
+        seen["order"] = [name for _, name in sorted(zip(harms, names, strict=True))]
+        seen["shares"] = shares[label]
+        deviations = (np.array(harms) - np.mean(harms)) / np.std(harms)
+        expected = np.exp(deviations) / np.exp(deviations).sum()
+        assert list(shares[label].values()) == pytest.approx(expected.tolist(), rel=1e-2)
+        return shares
+
+    monkeypatch.setattr(differentiable, "perturbation", watched)
+    search = make_search(convolution, tmp_path, "darts", epochs=6)
+    found = STRATEGIES["darts"].load()(search)
+    assert seen["order"][-1] == "convolution_3" == max(seen["shares"], key=seen["shares"].__getitem__)
+    assert found.groups[0][0].architecture == {"layer_0": "convolution_3"}
+    with pytest.raises(ConfigError, match="perturbation is for darts alone"):
+        tiny_study(tmp_path, cell={"strategy": "gumbel_darts", "options": {"ranking": "perturbation"}})
 
 
 def test_trial_strategies_try_no_architecture_twice(convolution: Stores, tmp_path: Path) -> None:
@@ -285,6 +321,8 @@ def test_nothing_over_max_cost_is_trained_or_ranked(
     def noted(cells: Sequence[Any], *arguments: Any) -> list[float]:
         for one in cells:
             operations = torch.nn.ModuleList(layer.operation for layer in one.body.layers)
+            if hasattr(operations[0], "_arch_alpha"):  # the mixture of all is no candidate
+                continue
             sizes.append(sum(parameter.numel() for parameter in operations.parameters()))
         return block_scores(cells, *arguments)
 

@@ -114,6 +114,6 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
-    outputs = [cell.outputs[-1].data for cell in notebook.cells if cell.cell_type == "code" and cell.outputs]
+    outputs = [cell.outputs[-1].get("data", {}) for cell in notebook.cells if cell.cell_type == "code" and cell.outputs]
     assert any("<table>" in one.get("text/html", "") for one in outputs), "the report as a table"
     assert (tmp_path / "runs" / "reviews-smoke" / "study.yml").is_file()
