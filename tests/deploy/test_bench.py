@@ -6,8 +6,11 @@ import pytest
 from exported import chain_of, some_rows, write_student
 
 from nni_bertnas.cli import main
+from nni_bertnas.config import ExportSettings, Study
 from nni_bertnas.deploy import bench as measured
 from nni_bertnas.deploy.export import export
+from nni_bertnas.report import speed
+from nni_bertnas.report.exports import Exported
 
 
 def test_models_are_measured_in_turns_and_kept(
@@ -59,3 +62,14 @@ def test_models_of_different_texts_are_not_measured_together(
     pairs = write_student(tmp_path / "pairs" / "student", [], head="compare", encoding="separate")
     assert main(["bench", str(single), str(pairs)]) == 2 and "measure them apart" in capsys.readouterr().err
     assert main(["bench", str(tmp_path)]) == 2 and "holds no model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("pairs", "count", "taken"), [(True, 7, 7), (False, 90, 60)])
+def test_a_small_dev_is_taken_whole(
+    pairs: bool, count: int, taken: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = some_rows(pairs, count)
+    found = Exported(folder=tmp_path, held_out=rows, calibration=rows, settings=ExportSettings())
+    monkeypatch.setattr(speed, "study_of", lambda folder: Study(name="own"))
+    monkeypatch.setattr(speed, "find_exported", lambda folder: found)
+    assert speed._rows([tmp_path], ["a"], None) == rows.take(range(taken))
