@@ -38,13 +38,17 @@ def _openvino(path: Path, threads: int) -> Engine:
 def _torchscript(path: Path, threads: int) -> Engine:
     import torch
 
-    torch.set_num_threads(threads)
     model = torch.jit.load(str(path), map_location="cpu")
 
     def run(inputs: Inputs) -> np.ndarray:
-        with torch.inference_mode():
-            logits: np.ndarray = model(*(torch.from_numpy(value) for value in inputs.values())).numpy()
-            return logits
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            with torch.inference_mode():
+                logits: np.ndarray = model(*(torch.from_numpy(value) for value in inputs.values())).numpy()
+                return logits
+        finally:
+            torch.set_num_threads(before)  # it is the whole process's
 
     return run
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from exported import chain_of, some_rows, write_student
 from transformers import BertForSequenceClassification
 
@@ -95,8 +96,11 @@ def test_every_format_gives_scores_and_labels(tmp_path: Path, name: str, problem
         tmp_path / "student", [chain_of(["convolution_3", "attention_4"])], problem=problem, head="compare",
         encoding="separate",
     )  # fmt: skip
-    rows = some_rows(True)
+    rows, threads = some_rows(True), torch.get_num_threads()
+    torch.set_num_threads(2)
     found = export(source, name, tmp_path / "out", held_out=rows, calibration=rows, min_agreement=0.5)
+    assert torch.get_num_threads() == 2  # which all of the process share
+    torch.set_num_threads(threads)
     classifier = Classifier(tmp_path / "out")
     exact = "int8" not in name
     assert found.difference < 2e-5 if exact else found.difference > 1e-5
