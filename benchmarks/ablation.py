@@ -26,7 +26,7 @@ from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure, stage_fingerprint
 from nni_bertnas.stages.students import StudentMaker
 from nni_bertnas.student.candidates import Candidate
-from nni_bertnas.tracking import Tracker
+from nni_bertnas.tracking.tracker import Tracker
 from search_space.cells import spell
 
 _ROWS = ("general", "pairs", "corrupt", "probes")  # stages beside teacher and features that a student learns from

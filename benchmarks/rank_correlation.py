@@ -30,7 +30,7 @@ from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.students import FIDELITY, StudentMaker
 from nni_bertnas.student.candidates import Candidate, no_layer
 from nni_bertnas.student.cost import count_flops, count_params
-from nni_bertnas.tracking import Tracker
+from nni_bertnas.tracking.tracker import Tracker
 from nni_bertnas.training.metrics import evaluate_classifier
 from search_space.cells import spell
 

@@ -31,7 +31,7 @@ budget; what the study says itself goes before it.
 PROFILES
 What they come to, for a MiniLM and for a BERT of 12 layers: [Stages and doors](stages.md#profiles).
 
-This page is written by `make docs` from the comments in `nni_bertnas/config.py` and `nni_bertnas/search/strategies.py`.
+This page is written by `make docs` from the comments in `nni_bertnas/config/` and `nni_bertnas/search/strategies.py`.
 """
 
 

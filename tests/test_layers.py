@@ -24,7 +24,7 @@ FLOORS = (
     ("store", "student"),
     ("data",),
     ("runtime",),
-    ("tracking", "histories", "event_files", "logs"),
+    ("tracking",),
     ("artifacts",),
     ("config", "machine", "profiles"),
     ("errors",),

@@ -17,7 +17,7 @@ from nni_bertnas.stages.stage import ensure, load
 from nni_bertnas.student.candidates import Candidate, no_layer
 from nni_bertnas.student.selection import Combination
 from nni_bertnas.study_files import parse_study
-from nni_bertnas.tracking import Tracker
+from nni_bertnas.tracking.tracker import Tracker
 from search_space.cells import Cell
 
 WORDS = ["q" + chr(97 + number // 10) + chr(97 + number % 10) for number in range(95)]  # qaa to qje

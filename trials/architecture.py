@@ -2,7 +2,7 @@
 
 from nni_bertnas.stages.architecture import run_architecture
 from nni_bertnas.stages.run import Run, Unit
-from nni_bertnas.tracking import Tracker
+from nni_bertnas.tracking.tracker import Tracker
 from trials.runner import run_trial
 
 

@@ -9,15 +9,15 @@ from typing import Any, NoReturn
 
 from nni_bertnas import quiet_libraries
 from nni_bertnas.errors import BertnasError, ConfigError
-from nni_bertnas.histories import record_name
 from nni_bertnas.launch.channel import NniChannel
-from nni_bertnas.logs import LOG, open_log
 from nni_bertnas.machine import set_threads
 from nni_bertnas.stages.outline import write_outline
 from nni_bertnas.stages.run import Run, Unit, unit_name
 from nni_bertnas.stages.stage import check_unit, ensure, load, trials_at_once
 from nni_bertnas.study_files import load_study
-from nni_bertnas.tracking import Tracker
+from nni_bertnas.tracking.histories import record_name
+from nni_bertnas.tracking.logs import LOG, open_log
+from nni_bertnas.tracking.tracker import Tracker
 
 
 def run_stage(name: str) -> None:

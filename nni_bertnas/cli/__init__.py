@@ -16,9 +16,9 @@ from nni_bertnas import __version__, quiet_libraries
 from nni_bertnas.cli.completion import SHELLS, complete
 from nni_bertnas.deploy import FORMATS
 from nni_bertnas.errors import BertnasError
-from nni_bertnas.logs import Terminal
 from nni_bertnas.stages import STAGES
 from nni_bertnas.student import COSTS
+from nni_bertnas.tracking.logs import Terminal
 
 Arguments = Mapping[str, Mapping[str, Any]]  # name -> what argparse wants to know of it
 
@@ -269,8 +269,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    complete(parser())
-    parsed = parser().parse_args(arguments)
+    top = parser()
+    complete(top)
+    parsed = top.parse_args(arguments)
     _end_as_interrupted()
     quiet_libraries()
     asked = next((name for name in _LEVELS if getattr(parsed, name, False)), "")

@@ -18,7 +18,7 @@ def run(arguments: Namespace) -> None:
         held_out=found.held_out,
         calibration=found.calibration,
         min_agreement=least,
-        card=None if found.run is None else model_card(found.run, found.folder, arguments.to),
+        card=None if found.run is None or arguments.to != "hf" else model_card(found.run, found.folder),
     )
     print(
         f"{arguments.output}: {found.folder} as {arguments.to}; answers as it does on {agreement.share:.2%} of "

@@ -4,7 +4,6 @@ from argparse import Namespace
 
 from nni_bertnas.cli.show import open_teller
 from nni_bertnas.cli.stage import make
-from nni_bertnas.logs import LOG, open_log
 from nni_bertnas.report.results import show
 from nni_bertnas.report.trained import show_frontier
 from nni_bertnas.stages import STAGES
@@ -13,6 +12,7 @@ from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.smoke import smoke
 from nni_bertnas.stages.stage import check_all, load
 from nni_bertnas.study_files import load_study
+from nni_bertnas.tracking.logs import LOG, open_log
 
 
 def run(arguments: Namespace) -> None:

@@ -10,13 +10,13 @@ from nni_bertnas.cli.show import open_teller
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.launch.experiments import announced, make_config, run_experiment
 from nni_bertnas.launch.trial_server import server
-from nni_bertnas.logs import LOG, open_log
 from nni_bertnas.report.progress import Teller, Watcher, spell_seconds
 from nni_bertnas.report.trials import spell_jobs
 from nni_bertnas.stages.outline import write_outline
 from nni_bertnas.stages.run import Run, Unit, unit_name
 from nni_bertnas.stages.stage import Stage, check_unit, ensure, found_whole, load
 from nni_bertnas.study_files import load_study
+from nni_bertnas.tracking.logs import LOG, open_log
 
 
 def run(arguments: Namespace) -> None:

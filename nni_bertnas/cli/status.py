@@ -4,8 +4,8 @@ import json
 from argparse import Namespace
 
 from nni_bertnas.cli.show import open_console
-from nni_bertnas.histories import HISTORY, OUTLINE, read_state
 from nni_bertnas.report.status import find_root, read_status, show_status
+from nni_bertnas.tracking.histories import HISTORY, OUTLINE, read_state
 
 
 def run(arguments: Namespace) -> None:

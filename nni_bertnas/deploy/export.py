@@ -71,6 +71,8 @@ def export(
             f"--to {name} needs {error.name}; install it with: pip install 'nni-bertnas[{form.extra}]'"
         ) from error
     least = form.min_agreement if min_agreement is None else min_agreement
+    if not 0 <= least <= 1:
+        raise ConfigError(f"--min-agreement must be a share from 0 to 1, got {least:g}")
     with atomic_folder(target.resolve()) as folder:
         exporter(source, folder, calibration)
         found = _compare(predictor, open_exported(folder), held_out)

@@ -13,11 +13,11 @@ from nni.experiment import Experiment
 from nni.experiment.config import AlgorithmConfig, ExperimentConfig
 
 from nni_bertnas.errors import PhaseError
-from nni_bertnas.histories import HISTORY, WEB_UI, state_file, this_process, write_state
 from nni_bertnas.launch import trial_server
 from nni_bertnas.launch.manager import check_alive, manager
 from nni_bertnas.stages.run import Run, Unit
 from nni_bertnas.stages.stage import Stage, trials_at_once
+from nni_bertnas.tracking.histories import HISTORY, WEB_UI, state_file, this_process, write_state
 
 _POLL_SECONDS = 1.0
 

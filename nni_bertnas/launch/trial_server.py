@@ -10,6 +10,7 @@ trial's environment when it is loaded.
 import array
 import contextlib
 import importlib
+import importlib.util
 import json
 import os
 import runpy
@@ -65,6 +66,8 @@ def _serve(address: str) -> None:
     try:
         for name in _MODULES:
             importlib.import_module(name)
+        if importlib.util.find_spec("tensorboard") is not None:  # an extra
+            importlib.import_module("torch.utils.tensorboard")
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the dead
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(f"{address}.new")

@@ -29,34 +29,20 @@ classify({example}, truncation=True)
 ```
 
 `trust_remote_code` runs the model code that lies in this folder."""
-_RUNTIME = """\
-With numpy, onnxruntime and tokenizers alone (the folder carries the code, `bertnas_runtime`):
-
-```python
-import sys
-
-sys.path.insert(0, "FOLDER")
-from bertnas_runtime import Classifier
-
-Classifier("FOLDER")({example})
-```"""
 
 
-def model_card(run: Run, folder: Path, form: str) -> str | None:
+def model_card(run: Run, folder: Path) -> str | None:
     """The card of a student as Markdown; None of a model that is no student of the run.
 
     Args:
         run: That made it.
         folder: Of the saved student.
-        form: A key of FORMATS.
     """
     result = read_result(folder.parent)
     if result is None or "architecture" not in result:
         return None
-    task, pairs = run.study.task, run.task.pairs
-    example = '"a text"'
-    if pairs:
-        example = '{"text": "one text", "text_pair": "another"}' if form == "hf" else '"one text", "another"'
+    task = run.study.task
+    example = '{"text": "one text", "text_pair": "another"}' if run.task.pairs else '"a text"'
     splits = {name: f"{len(rows):,}" for name, rows in run.data.splits.items()}
     parts = [
         _front_matter(run),
@@ -65,7 +51,7 @@ def model_card(run: Run, folder: Path, form: str) -> str | None:
         f"(task `{task.name}`). It was found by block-wise architecture search and distilled from its teacher by "
         f"[nni_bertnas](https://pypi.org/project/nni-bertnas/) {__version__}.",
         "## Use",
-        (_PIPELINE if form == "hf" else _RUNTIME).replace("{example}", example),
+        _PIPELINE.replace("{example}", example),
         f"Texts are cut to {task.max_length} word pieces.",
         "## Scores",
         *_scores(run, folder, result),

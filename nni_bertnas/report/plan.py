@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nni_bertnas.machine import memory_bytes, num_cores
+from nni_bertnas.report.progress import spell_seconds
 from nni_bertnas.stages.plan import UNCERTAIN, Count, Plan, Work
 from nni_bertnas.stages.stage import load, trials_at_once
 
@@ -46,14 +47,7 @@ def _said(count: Count) -> str:
 def _time(work: Work) -> str:
     if work.finished == work.units:
         return "finished"
-    return "not known" if work.seconds is None else duration(work.seconds)
-
-
-def duration(seconds: float) -> str:
-    """A time in the unit that fits."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+    return "not known" if work.seconds is None else spell_seconds(work.seconds)
 
 
 def _notes(plan: Plan, study: Path) -> Iterator[str]:
@@ -80,8 +74,8 @@ def _notes(plan: Plan, study: Path) -> Iterator[str]:
     )
     low, high = plan.seconds / UNCERTAIN, plan.seconds * UNCERTAIN
     yield (
-        f"time: {duration(plan.seconds)} on {num_cores()} core(s), uncertain by a factor of {UNCERTAIN:g}: "
-        f"{duration(low)} to {duration(high)}"
+        f"time: {spell_seconds(plan.seconds)} on {num_cores()} core(s), uncertain by a factor of {UNCERTAIN:g}: "
+        f"{spell_seconds(low)} to {spell_seconds(high)}"
     )
     if plan.pace.busy:
         yield (

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from nni_bertnas.logs import said
+from nni_bertnas.tracking.logs import said
 
 Level = Literal["quiet", "normal", "verbose"]
 LINE_SECONDS = 30.0  # between two lines, where there is no bar, and in the log
@@ -180,10 +180,10 @@ class Watcher:
         self.teller, self.work = teller, work
 
     def epoch(self, metrics: Mapping[str, float]) -> None:
-        """See :class:`~nni_bertnas.tracking.Watcher`."""
+        """See :class:`~nni_bertnas.tracking.tracker.Watcher`."""
         text = spell_epoch(metrics, everything=self.teller.level == "verbose")
         self.teller.say(f"{self.work.name}: {text}, {spell_seconds(self.work.clock() - self.work.start)}")
 
     def progress(self, done: int, total: int, what: str = "rows", loss: float | None = None) -> None:
-        """See :class:`~nni_bertnas.tracking.Watcher`."""
+        """See :class:`~nni_bertnas.tracking.tracker.Watcher`."""
         self.work.update(done, total, what, loss)

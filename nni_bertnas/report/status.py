@@ -14,8 +14,8 @@ from rich.table import Table
 
 from nni_bertnas.artifacts import RESULT
 from nni_bertnas.errors import ConfigError, PhaseError
-from nni_bertnas.histories import HISTORY, WEB_UI, is_alive, last_epoch, read_state, record_name
 from nni_bertnas.report.progress import spell_seconds
+from nni_bertnas.tracking.histories import HISTORY, WEB_UI, is_alive, last_epoch, read_state, record_name
 
 Facts = dict[str, Any]
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nni_bertnas.histories import HISTORY, last_epoch, record_name
 from nni_bertnas.report.progress import spell_epoch, spell_seconds
 from nni_bertnas.stages.run import Run, unit_name
 from nni_bertnas.stages.stage import Stage, check_unit
+from nni_bertnas.tracking.histories import HISTORY, last_epoch, record_name
 
 _WAITING, _DONE = ("WAITING", "UNKNOWN"), "SUCCEEDED"
 

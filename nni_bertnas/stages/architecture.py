@@ -20,7 +20,7 @@ from nni_bertnas.stages.cells import make_search, metrics, read_candidates
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import ensure, stage_fingerprint
 from nni_bertnas.student.candidates import save_candidates
-from nni_bertnas.tracking import Tracker
+from nni_bertnas.tracking.tracker import Tracker
 from nni_bertnas.training.trainer import pl
 from search_space.cells import Architecture, spell
 

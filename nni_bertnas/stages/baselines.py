@@ -20,7 +20,7 @@ from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, find
 from nni_bertnas.stages.students import STUDENT, StudentMaker, describe, metrics
 from nni_bertnas.student.candidates import Candidate
-from nni_bertnas.tracking import Tracker
+from nni_bertnas.tracking.tracker import Tracker
 from nni_bertnas.training.trainer import pl
 
 _log = logging.getLogger(__name__)

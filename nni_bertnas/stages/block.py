@@ -21,7 +21,7 @@ from nni_bertnas.stages.cells import (
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, stage_fingerprint
 from nni_bertnas.student.candidates import Candidate, kind_of, no_layer, save_candidates
-from nni_bertnas.tracking import Tracker
+from nni_bertnas.tracking.tracker import Tracker
 from nni_bertnas.training.trainer import pl
 
 

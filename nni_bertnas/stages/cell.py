@@ -15,7 +15,7 @@ from nni_bertnas.stages.cells import describe, make_search, metrics, table
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, stage_fingerprint
 from nni_bertnas.student.candidates import kind_of, kinds_first, save_candidates
-from nni_bertnas.tracking import Tracker
+from nni_bertnas.tracking.tracker import Tracker
 from nni_bertnas.training.trainer import pl
 
 _log = logging.getLogger(__name__)

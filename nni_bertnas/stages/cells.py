@@ -21,7 +21,7 @@ from nni_bertnas.store.reader import FeatureDataset, FeatureStore
 from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.student.cost import operation_costs
 from nni_bertnas.student.latency import Part, around, cell_parts, model_part
-from nni_bertnas.tracking import Tracker
+from nni_bertnas.tracking.tracker import Tracker
 from nni_bertnas.training.cells import CellTrainer
 from nni_bertnas.training.replaced import replaced_errors
 from nni_bertnas.training.texts import TEXTS

@@ -13,7 +13,7 @@ from nni_bertnas.errors import ConfigError
 from nni_bertnas.stages.labelled import label_rows
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, stage_fingerprint
-from nni_bertnas.tracking import Tracker
+from nni_bertnas.tracking.tracker import Tracker
 
 ROWS = "rows.parquet"
 

@@ -24,7 +24,7 @@ from nni_bertnas.stages.stage import Stage, stage_fingerprint
 from nni_bertnas.store.budget import rows_within
 from nni_bertnas.store.reader import FeatureStore
 from nni_bertnas.store.writer import SplitWriter
-from nni_bertnas.tracking import Tracker
+from nni_bertnas.tracking.tracker import Tracker
 from nni_bertnas.training.siamese import Answered, fit_siamese
 
 _CHECKED = "checked.json"  # size and time of every file when its checksums were last right

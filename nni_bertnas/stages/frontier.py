@@ -20,7 +20,7 @@ from nni_bertnas.stages.stage import Stage, load
 from nni_bertnas.stages.students import STUDENT, StudentMaker, describe, metrics
 from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.student.selection import Combination, other_than
-from nni_bertnas.tracking import Tracker
+from nni_bertnas.tracking.tracker import Tracker
 
 _POINTS = "points.json"
 

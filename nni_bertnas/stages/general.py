@@ -23,7 +23,7 @@ from nni_bertnas.errors import PhaseError
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, find
 from nni_bertnas.store.writer import SplitWriter
-from nni_bertnas.tracking import Tracker
+from nni_bertnas.tracking.tracker import Tracker
 from nni_bertnas.training.texts import PIECES, TEXTS, piece_vectors
 
 

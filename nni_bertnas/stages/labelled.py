@@ -11,7 +11,7 @@ from nni_bertnas.machine import best_device
 from nni_bertnas.stages.run import Run
 from nni_bertnas.store.reader import FeatureStore
 from nni_bertnas.store.writer import SplitWriter
-from nni_bertnas.tracking import Progress, unwatched
+from nni_bertnas.tracking.tracker import Progress, unwatched
 
 
 def label_rows(

@@ -9,7 +9,7 @@ from nni_bertnas.data.task_data import data_fingerprint
 from nni_bertnas.data.transfer import load_transfer, transfer_fingerprint
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage
-from nni_bertnas.tracking import Tracker
+from nni_bertnas.tracking.tracker import Tracker
 from nni_bertnas.training.masked_lm import fit_masked_lm, plain_texts
 
 # Times as many texts as train has: the task's own words are what matters, and a fit takes as long as texts are many.

@@ -3,10 +3,10 @@
 import contextlib
 from typing import Any
 
-from nni_bertnas.histories import HISTORY, OUTLINE, read_state, write_state
 from nni_bertnas.stages import STAGES
 from nni_bertnas.stages.run import Run, unit_name
 from nni_bertnas.stages.stage import load, trials_at_once
+from nni_bertnas.tracking.histories import HISTORY, OUTLINE, read_state, write_state
 
 
 def make_outline(run: Run) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from nni_bertnas.store.writer import SplitWriter
 from nni_bertnas.student.candidates import Candidate, no_layer
 from nni_bertnas.student.cost import model_call
 from nni_bertnas.student.latency import OTHERS, OtherWork
-from nni_bertnas.tracking import Tracker
+from nni_bertnas.tracking.tracker import Tracker
 from nni_bertnas.training.teacher import load_for_task, time_step
 from nni_bertnas.training.trainer import Clock
 

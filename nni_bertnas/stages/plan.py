@@ -33,9 +33,7 @@ from nni_bertnas.student.latency import around
 from nni_bertnas.training.losses import LOSSES
 from nni_bertnas.training.teacher import label_map
 
-UNCERTAIN = (
-    1.5  # times as long, or as short, all stages together; one of the demo's was twice as quick (docs, "Stages")
-)
+UNCERTAIN = 1.5  # times as long, or as short, all stages together; one alone may be off by 2 (docs, "Stages")
 _EXPERIMENT_SECONDS, _TRIAL_SECONDS = 12.0, 3.0  # that NNI takes to start and stop, and between trials
 _LATENCY_PASSES = 60  # of the teacher, and of all else together, at every length of the table
 _COMPARED_PASSES = 400  # teacher against student
@@ -103,7 +101,7 @@ class Sizes:
             self.labelled * study.augment.copies,
         )
         own = (kept, len(self.train) - kept) if hidden else (len(self.train),)
-        return [rows for rows in (*own, *(self.labelled * one for one in more)) if rows]
+        return [rows for rows in (*own, *more) if rows]
 
     @property
     def general_pieces(self) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 from nni_bertnas.artifacts import fingerprint
 from nni_bertnas.stages.run import PROBES, Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, stage_fingerprint
-from nni_bertnas.tracking import Tracker
+from nni_bertnas.tracking.tracker import Tracker
 from nni_bertnas.training.probes import fit_probes
 
 _ROWS = 20_000  # of train, enough for a linear classifier

@@ -17,14 +17,14 @@ from nni_bertnas.data.models import load_classifier, load_config, load_encoder
 from nni_bertnas.data.task_data import TaskData, load_task
 from nni_bertnas.data.tasks import TaskSpec, task_spec
 from nni_bertnas.errors import ConfigError, PhaseError
-from nni_bertnas.event_files import EVENTS, EventFiles, of_trial
-from nni_bertnas.histories import HISTORY, Record, record_name
 from nni_bertnas.search.strategies import list_spaces
 from nni_bertnas.stages import built_on
 from nni_bertnas.store.reader import FeatureStore
 from nni_bertnas.student.build import list_shapes, resolve_shape
 from nni_bertnas.student.latency import LatencyTable
-from nni_bertnas.tracking import Book, Channel, Tracker, Watcher, start_wandb
+from nni_bertnas.tracking.event_files import EVENTS, EventFiles, of_trial
+from nni_bertnas.tracking.histories import HISTORY, Record, record_name
+from nni_bertnas.tracking.tracker import Book, Channel, Tracker, Watcher, start_wandb
 from nni_bertnas.training.cells import CellTrainer
 from nni_bertnas.training.probes import Probes
 from nni_bertnas.training.relations import Attention

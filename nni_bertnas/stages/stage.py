@@ -9,12 +9,12 @@ from typing import Any, Literal
 from nni_bertnas.artifacts import atomic_folder, read_result
 from nni_bertnas.config import Study
 from nni_bertnas.errors import ConfigError
-from nni_bertnas.histories import record_name
 from nni_bertnas.machine import memory_bytes, num_cores
 from nni_bertnas.stages import STAGES
 from nni_bertnas.stages.run import Result, Run, Unit, unit_name
 from nni_bertnas.study_files import check
-from nni_bertnas.tracking import Tracker
+from nni_bertnas.tracking.histories import record_name
+from nni_bertnas.tracking.tracker import Tracker
 
 
 def _numbers(run: Run, result: Result) -> dict[str, float]:

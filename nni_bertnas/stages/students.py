@@ -34,7 +34,7 @@ from nni_bertnas.student.cost import (
 )
 from nni_bertnas.student.latency import Part, model_part
 from nni_bertnas.student.start import Start
-from nni_bertnas.tracking import Tracker
+from nni_bertnas.tracking.tracker import Tracker
 from nni_bertnas.training.losses import LOSSES, Balance
 from nni_bertnas.training.metrics import evaluate_classifier
 from nni_bertnas.training.student import StudentDistillation

@@ -14,7 +14,7 @@ from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, load, stage_fingerprint
 from nni_bertnas.stages.students import FIDELITY, STUDENT, StudentMaker, describe, metrics
 from nni_bertnas.student.candidates import no_layer
-from nni_bertnas.tracking import Tracker
+from nni_bertnas.tracking.tracker import Tracker
 from search_space.cells import spell
 
 SEARCHED = "searched"

@@ -15,7 +15,7 @@ from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage
 from nni_bertnas.student.fit import check_teacher
 from nni_bertnas.student.start import Start
-from nni_bertnas.tracking import Tracker
+from nni_bertnas.tracking.tracker import Tracker
 from nni_bertnas.training.teacher import make_teacher
 
 

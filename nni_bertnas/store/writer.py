@@ -25,7 +25,7 @@ from nni_bertnas.artifacts import fingerprint, write_whole
 from nni_bertnas.data.batches import Batch, LengthBatches, TokenDataset, model_inputs
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.store.layout import ARRAYS, INDEX, Index, Layout, decode, encode, hidden_offsets
-from nni_bertnas.tracking import Progress, unwatched
+from nni_bertnas.tracking.tracker import Progress, unwatched
 from search_space.heads import split_pairs
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from nni_bertnas.data.loading import load_checked, new_head
 from nni_bertnas.data.models import load_tokenizer, resolve_model
 from nni_bertnas.data.rows import UNLABELLED, Rows
 from nni_bertnas.data.tokens import tokenize
-from nni_bertnas.tracking import Progress, unwatched
+from nni_bertnas.tracking.tracker import Progress, unwatched
 from nni_bertnas.training.optimizers import adamw_linear
 from nni_bertnas.training.trainer import EpochReport, Report, StepReport, fit, pl
 

@@ -19,7 +19,7 @@ from nni_bertnas.data.tasks import TaskSpec, task_note, task_spec
 from nni_bertnas.data.tokens import tokenize
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.machine import Span
-from nni_bertnas.tracking import Progress, unwatched
+from nni_bertnas.tracking.tracker import Progress, unwatched
 from nni_bertnas.training.losses import Balance, label_loss
 from nni_bertnas.training.metrics import Scorer, evaluate_classifier
 from nni_bertnas.training.optimizers import adamw_linear

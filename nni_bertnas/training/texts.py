@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nni_bertnas.config import GeneralSettings
 from nni_bertnas.data.batches import Batch, make_loader, model_inputs
 from nni_bertnas.store.reader import FeatureDataset, FeatureStore
-from nni_bertnas.tracking import Progress, unwatched
+from nni_bertnas.tracking.tracker import Progress, unwatched
 from nni_bertnas.training.losses import Output, Scale, sentence_vector
 from nni_bertnas.training.optimizers import RowSparseAdamW, adamw_linear, clip_gradients
 from nni_bertnas.training.trainer import EpochReport, Report, fit, pl

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 from torch import nn
 
 from nni_bertnas.machine import Span, mixed_precision
-from nni_bertnas.tracking import Progress
+from nni_bertnas.tracking.tracker import Progress
 
 Report = Callable[[Mapping[str, float]], None]  # takes the metrics of one epoch
 _LOSS_SECONDS = 0.5  # between two readings of a step's loss

@@ -201,6 +201,8 @@ def test_what_cannot_be_exported_is_refused_by_name(tmp_path: Path, capsys: pyte
     (tmp_path / "full" / "x").touch()
     with pytest.raises(ConfigError, match=r"--output: .* is there already"):
         export(student, "onnx", tmp_path / "full", held_out=rows, calibration=rows)
+    with pytest.raises(ConfigError, match="--min-agreement must be a share from 0 to 1, got 98"):
+        export(student, "onnx", tmp_path / "out", held_out=rows, calibration=rows, min_agreement=98)
     with pytest.raises(ConfigError, match="--to"):
         export(student, "tflite", tmp_path / "out", held_out=rows, calibration=rows)
 

@@ -15,7 +15,7 @@ from tiny import tiny_run
 from wandb_log import read_offline_runs
 
 from nni_bertnas.config import to_yaml
-from nni_bertnas.histories import HISTORY, read_history
+from nni_bertnas.tracking.histories import HISTORY, read_history
 
 TENSORBOARD = importlib.util.find_spec("tensorboard") is not None  # an extra
 pytestmark = pytest.mark.integration

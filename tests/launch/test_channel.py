@@ -2,7 +2,7 @@ import nni.trial
 from nni.runtime import trial_command_channel as channels
 
 from nni_bertnas.launch.channel import NniChannel
-from nni_bertnas.tracking import Tracker
+from nni_bertnas.tracking.tracker import Tracker
 
 
 def test_reports_reach_the_outer_channel_while_an_inner_one_is_set() -> None:

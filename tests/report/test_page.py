@@ -28,7 +28,7 @@ from nni_bertnas.stages.choice import open_prices
 from nni_bertnas.stages.run import Run, unit_name
 from nni_bertnas.stages.stage import ensure, load
 from nni_bertnas.student import latency
-from nni_bertnas.tracking import Tracker
+from nni_bertnas.tracking.tracker import Tracker
 
 EVIL = "<script>window.stolen=1</script>"
 NAMES = ["<b>joy</b>", "fear & 'anger'"]

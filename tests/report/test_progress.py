@@ -8,11 +8,11 @@ import pytest
 from rich.console import Console
 from tiny import tiny_run
 
-from nni_bertnas.histories import HISTORY
-from nni_bertnas.logs import open_log
 from nni_bertnas.report.progress import Level, Teller, Watcher, Work, spell_seconds
 from nni_bertnas.report.trials import spell_jobs
 from nni_bertnas.stages.stage import load
+from nni_bertnas.tracking.histories import HISTORY
+from nni_bertnas.tracking.logs import open_log
 
 
 class Clock:

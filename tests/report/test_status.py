@@ -16,10 +16,10 @@ from nni_bertnas.artifacts import write_whole
 from nni_bertnas.cli import main
 from nni_bertnas.config import to_yaml
 from nni_bertnas.errors import ConfigError, PhaseError
-from nni_bertnas.histories import HISTORY, WEB_UI, Record, history_file, record_name, this_process, write_state
 from nni_bertnas.report.status import find_root, read_status, show_status
 from nni_bertnas.stages.outline import make_outline, write_outline
 from nni_bertnas.stages.run import Run
+from nni_bertnas.tracking.histories import HISTORY, WEB_UI, Record, history_file, record_name, this_process, write_state
 
 
 def done(run: Run, stage: str, unit: str, since: float, seconds: float, mark: str | None = None) -> None:

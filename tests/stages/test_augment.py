@@ -21,7 +21,7 @@ from nni_bertnas.stages.rows import all_rows, own_rows
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure, find, load
 from nni_bertnas.store.reader import FeatureDataset, FeatureStore
-from nni_bertnas.tracking import Tracker
+from nni_bertnas.tracking.tracker import Tracker
 from nni_bertnas.training import masked_lm
 
 

@@ -18,7 +18,7 @@ from nni_bertnas.stages.baselines import read_name, train_cells
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure, find, load
 from nni_bertnas.student.candidates import Candidate
-from nni_bertnas.tracking import Tracker
+from nni_bertnas.tracking.tracker import Tracker
 from nni_bertnas.training.cells import CellTrainer
 from search_space.cells import spell
 from search_space.student import StudentForSequenceClassification

@@ -17,7 +17,7 @@ from nni_bertnas.stages.stage import ensure, find, load
 from nni_bertnas.stages.students import StudentMaker
 from nni_bertnas.store.reader import FeatureDataset, FeatureStore
 from nni_bertnas.student.candidates import Candidate, no_layer
-from nni_bertnas.tracking import Tracker
+from nni_bertnas.tracking.tracker import Tracker
 from nni_bertnas.training.cells import CellTrainer, block_scores
 from nni_bertnas.training.losses import Output, Scale, sentence_vector
 from nni_bertnas.training.texts import PIECES, TEXTS

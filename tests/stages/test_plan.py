@@ -12,10 +12,10 @@ from rich.console import Console
 from tiny import tiny_run, write_scores
 
 from nni_bertnas.machine import Span, best_device
-from nni_bertnas.report.plan import duration, show_plan
+from nni_bertnas.report.plan import show_plan
 from nni_bertnas.stages import STAGES
 from nni_bertnas.stages.pace import Pace
-from nni_bertnas.stages.plan import COUNTS, Sizes, Work, make_plan, wall_seconds
+from nni_bertnas.stages.plan import COUNTS, Sizes, make_plan, wall_seconds
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure, load
 from nni_bertnas.store.layout import ARRAYS
@@ -134,7 +134,9 @@ def test_beside_other_work_the_processors_time_counts() -> None:
     assert Pace(spans=spans, memory_bytes=0, others=2.0, busy=True).seconds({"step": 3}) == expected
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(3.4, "3 s"), (89, "89 s"), (600, "10 min"), (7200, "2.0 h")])
-def test_durations_are_readable(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-    assert Work(stage="a", units=1, finished=0, count={}, seconds=None).seconds is None
+def test_rows_made_of_trains_are_counted_once(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, augment={"corruptions": 2})
+    sizes = Sizes(run)
+    assert sizes.parts(hidden=False) == [len(sizes.train), 2 * sizes.labelled]
+    units_made(run, "corrupt")
+    assert 1.5 * sizes.labelled < run.read("corrupt")["rows"] <= 2 * sizes.labelled

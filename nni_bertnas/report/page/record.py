@@ -2,7 +2,7 @@
 
 from nni_bertnas.report.page.gather import Page
 from nni_bertnas.report.page.markup import NONE, Markup, details, join, paragraph, section, table, tag
-from nni_bertnas.report.page.training import spell_seconds
+from nni_bertnas.report.progress import spell_seconds
 
 
 def record(page: Page) -> Markup:

@@ -6,6 +6,7 @@ from nni_bertnas.report.page.charts import bars, heat_map, lines
 from nni_bertnas.report.page.gather import Page
 from nni_bertnas.report.page.history import History
 from nni_bertnas.report.page.markup import Markup, details, paragraph, section, tag
+from nni_bertnas.report.progress import spell_seconds
 
 _COLUMNS = 20  # of a heat map; of longer searches epochs are left out between
 _FIRST = 6  # heat maps that are not folded away
@@ -86,10 +87,3 @@ def wall_time(page: Page) -> Markup:
     for name, value in page.seconds.items():
         spelt[name] += f" ({100 * value / total:.0f} %)"
     return section("time", "Wall time", bars(f"Together {spell_seconds(total)}", page.seconds, spelt))
-
-
-def spell_seconds(value: float) -> str:
-    """A time as people say it."""
-    if value < 90:
-        return f"{value:.0f} s"
-    return f"{value / 60:.1f} min" if value < 5400 else f"{value / 3600:.1f} h"

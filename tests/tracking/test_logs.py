@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from nni_bertnas.errors import PhaseError
-from nni_bertnas.logs import open_log, said
+from nni_bertnas.tracking.logs import open_log, said
 
 
 def test_everything_that_is_said_is_in_the_log_once_and_appended(

@@ -5,9 +5,9 @@ import pytest
 from tiny import Keeper, tiny_run
 from wandb_log import read_artifacts, read_offline_runs
 
-from nni_bertnas.event_files import EventFiles, of_trial
 from nni_bertnas.stages.cells import table
-from nni_bertnas.tracking import Tracker
+from nni_bertnas.tracking.event_files import EventFiles, of_trial
+from nni_bertnas.tracking.tracker import Tracker
 
 
 @pytest.mark.parametrize("mode", ["offline", "online"])

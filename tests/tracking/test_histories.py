@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from tiny import Keeper, tiny_run
 
-from nni_bertnas.histories import (
+from nni_bertnas.stages.run import Run, unit_name
+from nni_bertnas.stages.stage import ensure
+from nni_bertnas.tracking.histories import (
     HISTORY,
     Record,
     history_file,
@@ -18,9 +20,7 @@ from nni_bertnas.histories import (
     record_name,
     this_process,
 )
-from nni_bertnas.stages.run import Run, unit_name
-from nni_bertnas.stages.stage import ensure
-from nni_bertnas.tracking import Tracker
+from nni_bertnas.tracking.tracker import Tracker
 
 
 def without(lines: list[dict]) -> list[dict]:
