@@ -1,14 +1,15 @@
 """What training said epoch by epoch, as it lies in a study's folder: history/<stage>-<unit>.jsonl."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 
 from nni_bertnas.stages import STAGES
+from nni_bertnas.tracking.histories import HISTORY, read_history
 
-FOLDER = "history"
+_ALWAYS = {"epoch", "seconds"}
 _PROBABILITY = "probability"
 Record = Mapping[str, float]
 
@@ -57,32 +58,23 @@ class History:
 
 
 def read_histories(root: Path) -> list[History]:
-    """All that lie in a study's folder, in the order of its stages; a damaged line, as a killed run leaves, is none.
+    """All that lie in a study's folder, in the order of its stages.
+
+    Of a unit that trains others inside, such as finalists, the epochs of these parts are left out.
 
     Args:
         root: The study's folder.
     """
-    order = list(STAGES)
-    found = []
-    for path in (root / FOLDER).glob("*.jsonl"):
+    order, found = list(STAGES), []
+    for path in (root / HISTORY).glob("*.jsonl"):
         stage, _, unit = path.stem.partition("-")
-        records = _records(path)
+        records = [_numbers(one) for one in read_history(root / HISTORY, path.stem)]
+        records = [one for one in records if "epoch" in one and any("/" not in key for key in one.keys() - _ALWAYS)]
         if records and stage in order:
             found.append(History(stage, unit, records))
     return sorted(found, key=lambda one: (order.index(one.stage), one.unit))
 
 
-def _records(path: Path) -> list[Record]:
-    found: list[Record] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("epoch"), int | float):
-            found.append({key: float(value) for key, value in record.items() if _finite(value)})
-    return found
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and abs(value) < float("inf")
+def _numbers(record: Mapping[str, object]) -> Record:
+    """Without what was no finite number."""
+    return {key: float(value) for key, value in record.items() if isinstance(value, int | float) and isfinite(value)}
