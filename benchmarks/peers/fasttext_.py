@@ -1,0 +1,61 @@
+"""fastText's supervised training, its options found by its own search on dev; texts of pairs are joined."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import fasttext
+import numpy as np
+
+from peers.worker import Job, Rows
+
+_FILE, _PREFIX, _SEARCH_SECONDS = "model.bin", "__label__", 120
+
+
+def _joined(texts: list[str], pairs: list[str] | None) -> list[str]:
+    both = texts if pairs is None else [f"{a} | {b}" for a, b in zip(texts, pairs, strict=True)]
+    return [" ".join(one.lower().split()) for one in both]
+
+
+def _write(path: Path, rows: Rows) -> str:
+    lines = [
+        f"{_PREFIX}{int(label)} {text}"
+        for label, text in zip(rows.labels, _joined(rows.texts, rows.pairs), strict=True)
+    ]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return str(path)
+
+
+def fit(job: Job, folder: Path) -> None:
+    """See `peers`."""
+    with tempfile.TemporaryDirectory() as place:
+        train, dev = _write(Path(place, "train"), job.train), _write(Path(place, "dev"), job.dev)
+        model = fasttext.train_supervised(
+            input=train,
+            autotuneValidationFile=dev,
+            autotuneDuration=_SEARCH_SECONDS,
+            seed=job.seed,
+            thread=1,
+            verbose=0,
+        )
+    model.save_model(str(folder / _FILE))
+
+
+class _Model:
+    def __init__(self, job: Job, folder: Path) -> None:
+        self.model, self.num_labels = fasttext.load_model(str(folder / _FILE)), job.num_labels
+
+    def encode(self, texts: list[str], pairs: list[str] | None) -> list[str]:
+        return _joined(texts, pairs)
+
+    def answer(self, encoded: Any) -> np.ndarray:
+        found = np.zeros((len(encoded), self.num_labels))
+        for row, (names, shares) in enumerate(zip(*self.model.predict(encoded, k=self.num_labels), strict=True)):
+            for name, share in zip(names, shares, strict=True):
+                found[row, int(name.removeprefix(_PREFIX))] = share
+        return found
+
+
+def load(job: Job, folder: Path) -> _Model:
+    """See `peers`."""
+    return _Model(job, folder)
