@@ -4,11 +4,11 @@
         [--peers "teacher" "TF-IDF"] [--measure] [--draw curve.png]
 
 Every system learns from the same train, chooses by the same dev (rows held out of train), and is scored on GLUE's dev
-file, which nothing else looks at. It is fitted and run in a process of its own; what needs packages gets an environment
-of its own under FOLDER, where all that is fitted is kept, so that the benchmark can be run in pieces. `--measure` times
-what is fitted, in turns, one thread, batch 1 and 32, real rows, with and without the making of inputs; nothing else
-should run then. A system that cannot do a task, or that did not run, has a row that says so. Raw results go to
-benchmarks/results/curve.json; the last line is one JSON object.
+file, which nothing else looks at. It is fitted and run in a process of its own; what needs packages gets an
+environment of its own under FOLDER, where all that is fitted is kept, so that the benchmark can be run in pieces.
+`--measure` times what is fitted, in turns, one thread, batch 1 and 32, real rows, with and without the making of
+inputs; nothing else should run then. A system that cannot do a task, or that did not run, has a row that says so; the
+latter is tried again. Raw results go to benchmarks/results/curve.json; the last line is one JSON object.
 """
 
 import json
@@ -96,7 +96,7 @@ def as_json(rows: Rows) -> dict[str, Any]:
 def one_row(results: Results, task: str, name: str, seed: int, place: Path, job: Mapping[str, Any]) -> None:
     """Fit and score one system, if that is not done yet."""
     peer, key = PEERS[name], f"{task} | {name} | {seed}"
-    if key in results or (seed and not peer.seeded):
+    if "scores" in results.data.get(key, {}) or (seed and not peer.seeded):
         return
     if job["kind"] not in peer.kinds or (job["rows"]["train"]["pairs"] and not peer.pairs):
         results[key] = {"cannot": "it is no task for it"}

@@ -31,8 +31,7 @@ def _open(folder: Path) -> Embed:
             "attention_mask": mask,
             "token_type_ids": np.zeros_like(mask),
         }
-        hidden = session.run(None, {name: known[name] for name in names})[0]
-        found: np.ndarray = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+        found: np.ndarray = session.run(["output"], {name: known[name] for name in names})[0]  # one vector a text
         return found
 
     return lambda texts: np.concatenate([some(texts[first : first + 32]) for first in range(0, len(texts), 32)])

@@ -1,28 +1,28 @@
 """wordllama's word vectors, which come in its package, with a linear classifier."""
 
-import importlib.util
 import shutil
 from pathlib import Path
 
 import numpy as np
-from wordllama import WordLlama
+import wordllama
 
 from peers.features import Embed, Linear, fit_linear
 from peers.worker import Job
 
+# It looks for its tokenizer in a folder `tokenizer` of its own, where it lies in `tokenizers`, as in a cache.
+_PLACE = Path(wordllama.__file__).parent
+
 
 def _open() -> Embed:
-    model = WordLlama.load(dim=256, disable_download=True)
+    model = wordllama.WordLlama.load(dim=256, cache_dir=_PLACE, disable_download=True)
     return lambda texts: np.asarray(model.embed(texts))
 
 
 def fit(job: Job, folder: Path) -> None:
-    """See `peers`."""
+    """See `peers`; the vectors are copied for their size alone, and read from the package."""
     fit_linear(job, _open(), folder)
-    spec = importlib.util.find_spec("wordllama")
-    assert spec is not None and spec.submodule_search_locations
-    for path in Path(spec.submodule_search_locations[0]).rglob("*256*.safetensors"):
-        shutil.copy(path, folder)  # for its size; it is read from the package
+    for path in _PLACE.rglob("*256*.safetensors"):
+        shutil.copy(path, folder)
 
 
 def load(job: Job, folder: Path) -> Linear:
