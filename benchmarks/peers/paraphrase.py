@@ -31,7 +31,8 @@ def _open(folder: Path) -> Embed:
             "attention_mask": mask,
             "token_type_ids": np.zeros_like(mask),
         }
-        found: np.ndarray = session.run(["output"], {name: known[name] for name in names})[0]  # one vector a text
+        # It gives its inputs back first, and last the mean of its hidden states.
+        found: np.ndarray = session.run(None, {name: known[name] for name in names})[-1]
         return found
 
     return lambda texts: np.concatenate([some(texts[first : first + 32]) for first in range(0, len(texts), 32)])
