@@ -24,7 +24,7 @@ Word = Annotated[str, Field(pattern=r"^\S+$")]
 Line = Annotated[str, Field(pattern=r"^[^\r\n]+$")]
 Hours = Annotated[float, Field(gt=0)]
 Gibibytes = Annotated[float, Field(gt=0)]
-Options = list[Annotated[str, Field(pattern=r"^--?\w[^\r\n]*$")]]
+Options = list[Annotated[str, Field(pattern=r"^--[\w-]+(=[^\r\n]*)?$")]]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -38,7 +38,7 @@ class JobSettings:
     partition: Word | None = None
     constraint: Word | None = None  # of nodes
     at_once: Positive | None = None  # tasks of an array
-    options: Options | None = None  # further ones of sbatch
+    options: Options | None = None  # further ones of sbatch, --name or --name=value
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
