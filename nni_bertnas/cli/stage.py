@@ -8,7 +8,7 @@ from typing import Any
 
 from nni_bertnas.cli.show import open_teller
 from nni_bertnas.errors import ConfigError
-from nni_bertnas.launch.experiments import announced, make_config, run_experiment
+from nni_bertnas.launch.experiments import announced, make_config, quiet_nni, run_experiment
 from nni_bertnas.launch.trial_server import server
 from nni_bertnas.machine import set_threads
 from nni_bertnas.report.progress import Teller, Watcher, spell_seconds
@@ -84,6 +84,7 @@ def make_one(run: Run, stage: Stage, number: int, teller: Teller) -> None:
     if run.study.nni.threads and not stage.alone:
         set_threads(1, run.study.nni.threads)
     if found_whole(run, stage, units[number]) is None:
+        quiet_nni()
         _in_process(run, stage, units[number], teller)
         _say(run, stage, units[number], teller, f"{time.perf_counter() - start:.0f} s")
     else:

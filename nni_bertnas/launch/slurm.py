@@ -203,15 +203,12 @@ def _options(study: str, job: Job, profile: ClusterProfile, folder: Path) -> lis
         "array": f"0-{job.units - 1}%{job.at_once(profile)}" if array else None,
         "mail-user": profile.mail,
         "mail-type": profile.mail_type if profile.mail else None,
-        "output": shlex.quote(log),
+        "output": log,
         "open-mode": "append",
         "signal": f"B:USR1@{min(_WARNING_SECONDS, seconds // 4)}",
     }
-    return [
-        *(f"--{name}={value}" for name, value in wanted.items() if value is not None),
-        "--requeue",
-        *(own.options or []),
-    ]
+    given = [f"--{name}={shlex.quote(str(value))}" for name, value in wanted.items() if value is not None]
+    return [*given, "--requeue", *map(shlex.quote, own.options or [])]
 
 
 # bash hands on no signal while a command is in its foreground, so the work is in the background. The last task of an
