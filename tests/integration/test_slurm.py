@@ -145,6 +145,7 @@ def test_killed_and_put_back_it_gives_what_a_local_run_gives(slurm: Cluster, tmp
     assert made.items() <= now.items(), "a finished unit was made again"
     logs = {path.stem.partition("-")[0]: path.read_text() for path in sorted((run / "slurm" / "logs").iterdir())}
     assert "GPUs: 0,1\n" in logs["prepare"] and "GPUs: 0\n" in logs["supernet"]
+    assert "Checkpoint" not in "".join(logs.values()) and "srun" not in "".join(logs.values())
     assert "the time is nearly up: job" in logs["supernet"] and (run / "report.html").is_file()
     for folder in (run, slurm.folder):
         assert not [path for path in folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
@@ -168,6 +169,20 @@ def test_what_needs_a_failed_job_is_cancelled_and_said(slurm: Cluster, tmp_path:
     stages, states = statuses(tmp_path, slurm, study)
     assert states["prepare"] == {"failed": 1} and states["supernet"] == {"cancelled": 1}
     assert not any(one["done"] or one["running"] for one in stages.values())
+
+
+def test_a_job_whose_time_is_up_begins_anew_and_not_for_ever(slurm: Cluster, tmp_path: Path) -> None:
+    teacher = tiny_study_fields(tmp_path)["teacher"] | {"epochs": 100_000}
+    study, run = write_study(tmp_path, "endless", teacher=teacher), tmp_path / "endless" / "tiny"
+    jobs = submit(tmp_path, slurm, study, {**PROFILE, "hours": 1 / 60, "restarts": 1})
+    wait(lambda: slurm.states(jobs["prepare"]) == ["FAILED"], 400)
+    assert slurm.about(jobs["prepare"])["Restarts"] == "1"
+    (log,) = (run / "slurm" / "logs").iterdir()
+    text = log.read_text()
+    assert text.count("the time is nearly up: job") == 1 and text.count("interrupted; ") == 2
+    assert "error: the time is nearly up, and the job was begun anew 1 time(s) already" in text
+    assert not list(run.glob(".teacher.*/")) and not (run / "teacher").exists()
+    wait(lambda: slurm.states(jobs["report"]) == ["CANCELLED"])
 
 
 def test_slurm_takes_all_options_of_a_profile(slurm: Cluster, tmp_path: Path) -> None:
