@@ -20,6 +20,7 @@ JOBS = {
     "baselines": "students of random and uniform cells, one after another",
     "report": "the closing table and the report's page",
 }
+_AS = {"frontier": "supernet", "baselines": "supernet"}  # what a kind has as another one, as both do the same
 Word = Annotated[str, Field(pattern=r"^\S+$")]
 Line = Annotated[str, Field(pattern=r"^[^\r\n]+$")]
 Hours = Annotated[float, Field(gt=0)]
@@ -69,5 +70,7 @@ class ClusterProfile(JobSettings):
         """All that one kind of job has."""
         names = [field.name for field in dataclasses.fields(JobSettings)]
         common = {name: getattr(self, name) for name in names}
-        own = self.jobs.get(job, JobSettings())
-        return JobSettings(**common | {name: value for name in names if (value := getattr(own, name)) is not None})
+        for kind in (_AS.get(job, job), job):
+            own = self.jobs.get(kind, JobSettings())
+            common |= {name: value for name in names if (value := getattr(own, name)) is not None}
+        return JobSettings(**common)

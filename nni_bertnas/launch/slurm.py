@@ -244,6 +244,7 @@ work() {
   case $code in
     0) ;;
     2 | 130 | 143) exit $code ;; # wrong settings, or ended on purpose: once more would be no better
+    137) requeue "killed, as for want of memory (memory_gib)" "$RETRIES" $code ;;
     *) requeue "failed with code $code" "$RETRIES" $code ;;
   esac
 }

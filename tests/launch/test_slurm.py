@@ -199,7 +199,9 @@ def test_a_signal_ends_the_work_cleanly(number: signal.Signals, code: int, tmp_p
 def test_a_profile_is_read_strictly(tmp_path: Path) -> None:
     profile = load_settings(ClusterProfile, EXAMPLE)
     assert profile.of("prepare").gpus == 2 and profile.of("cell").gpus == 1 and profile.of("report").gpus == 0
-    assert profile.of("supernet").cpus == profile.cpus
+    assert profile.of("supernet").cpus == profile.cpus and profile.of("frontier").gpus == 2
+    own = ClusterProfile(jobs={"supernet": JobSettings(gpus=2, cpus=9), "baselines": JobSettings(cpus=1)})
+    assert (own.of("baselines").gpus, own.of("baselines").cpus, own.of("frontier").cpus) == (2, 1, 9)
     path = tmp_path / "cluster.yml"
     path.write_text("hours: 0\ntime: '04:00:00'\naccount: 'a b'\njobs:\n  cell: {cores: 4}\noptions: ['-p main']\n")
     with pytest.raises(ConfigError) as caught:
