@@ -145,7 +145,7 @@ def test_killed_and_put_back_it_gives_what_a_local_run_gives(slurm: Cluster, tmp
     assert made.items() <= now.items(), "a finished unit was made again"
     logs = {path.stem.partition("-")[0]: path.read_text() for path in sorted((run / "slurm" / "logs").iterdir())}
     assert "GPUs: 0,1\n" in logs["prepare"] and "GPUs: 0\n" in logs["supernet"]
-    assert "Checkpoint" not in "".join(logs.values()) and "srun" not in "".join(logs.values())
+    assert "Checkpoint saved" not in "".join(logs.values()) and "srun" not in "".join(logs.values())
     assert "the time is nearly up: job" in logs["supernet"] and (run / "report.html").is_file()
     for folder in (run, slurm.folder):
         assert not [path for path in folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
