@@ -27,7 +27,7 @@ pytestmark = [
 ]
 BERTNAS = str(Path(sys.executable).with_name("bertnas"))
 KEY = "0123456789abcdef-a-key"
-MEASURED = ("seconds", "latency_ms", "speedup", "pid", "num_bytes")  # of results; differ from run to run
+MEASURED = ("seconds", "latency_ms", "speedup")  # of results; differ from run to run
 PROFILE = {
     "hours": 0.5, "cpus": 1, "memory_gib": 1.7, "gpus": 1, "jobs": {"prepare": {"gpus": 2}, "report": {"gpus": 0}},
     "setup": ['echo "GPUs: $CUDA_VISIBLE_DEVICES"'],
@@ -94,7 +94,7 @@ def plain(value: Any) -> Any:
 def results(run: Path) -> dict[str, Any]:
     """All results, and the bytes of all weights and stored features."""
     texts = {str(path.relative_to(run)): plain(json.loads(path.read_text())) for path in run.glob("*/**/result.json")}
-    files = [*run.glob("*/**/*.safetensors"), *run.glob("features/*/*.bin")]
+    files = [*run.glob("*/**/*.safetensors"), *run.glob("features/*/*.bin"), *run.glob("features/*/*.npy")]
     return texts | {str(path.relative_to(run)): path.read_bytes() for path in files}
 
 
