@@ -43,6 +43,7 @@ _WARNINGS = (
     r".*Buffer.*is found to be not a nn.Module.*",
     r".*LinearCrossEntropyOptions.*",
     r".*does not have many workers.*",
+    r".*`srun` command is available.*",  # in a job of Slurm; one process starts all others there
     r".*defined a `validation_step` but have no.*",  # it is for ENAS alone
     r".*isinstance\(treespec, LeafSpec\).*",
 )

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -28,6 +28,7 @@ from nni_bertnas.training.losses import LOSSES
 from nni_bertnas.training.optimizers import OPTIMIZERS
 from search_space.heads import HEADS
 
+_Settings = TypeVar("_Settings")
 _ADAPTER = TypeAdapter(Study)
 # Which table's row a setting names; of mappings, every key.
 _TABLES: Mapping[str, Mapping[str, Any]] = {
@@ -108,6 +109,25 @@ def parse_study(raw: Any, origin: str = "study") -> Study:
         raise _refusal(origin, problems)
     options = to_dict(find_strategy(study.cell)[1])
     return dataclasses.replace(study, cell=dataclasses.replace(study.cell, options=options))
+
+
+def load_settings(kind: type[_Settings], path: str | Path) -> _Settings:
+    """Read a YAML file of other settings than a study's, as strictly; an empty one has the defaults.
+
+    Args:
+        kind: The dataclass.
+        path: Of the file.
+
+    Raises:
+        ConfigError: With every problem of the file, one a line, by dotted path.
+    """
+    raw = read_yaml(path)
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps({} if raw is None else raw, default=str))
+    except ValidationError as error:
+        raise _refusal(str(path), [_describe(problem) for problem in error.errors()]) from None
+    except ConfigError as error:
+        raise _refusal(str(path), [str(error)]) from None
 
 
 def check(study: Study) -> None:

@@ -49,6 +49,11 @@ _LOUD: Arguments = {
     "--verbose": {"action": "store_true", "help": "say every metric, and what libraries tell, too"},
 }
 _LEVELS = {"quiet": "ERROR", "verbose": "INFO"}  # of libraries' messages
+_UNIT: Arguments = {
+    "--unit": {
+        "type": int, "metavar": "N", "help": "this one alone, from 0, in this process and without NNI (jobs of Slurm)"
+    }
+}  # fmt: skip
 _FORCE = {"choices": STAGES, "metavar": "STAGE", "help": f"redo it and what builds on it: {', '.join(STAGES)}"}
 COMMANDS: dict[str, Command] = {
     "new": Command(
@@ -90,6 +95,19 @@ COMMANDS: dict[str, Command] = {
             **_LOUD,
         },
     ),
+    "slurm": Command(
+        "slurm",
+        "a study as jobs of Slurm: writes their scripts, hands them over, prints what they are",
+        "bertnas slurm tickets.yml --profile cluster.yml --submit",
+        {
+            **_STUDY,
+            "--profile": {
+                "type": Path, "required": True, "metavar": "FILE",
+                "help": "of the cluster, as experiment_configs/slurm/cluster.yml",
+            },
+            "--submit": {"action": "store_true", "help": "hand the jobs to Slurm"},
+        },
+    ),
     "validate": Command(
         "validate",
         "check a study file, and NNI's experiment files",
@@ -117,7 +135,7 @@ COMMANDS: dict[str, Command] = {
         },
     ),
     **{
-        name: Command("stage", entry.help, f"bertnas {name} tickets.yml", {**_STUDY, **_LOUD})
+        name: Command("stage", entry.help, f"bertnas {name} tickets.yml", {**_STUDY, **_UNIT, **_LOUD})
         for name, entry in STAGES.items()
     },
     "select": Command(

@@ -8,8 +8,9 @@ from typing import Any
 
 from nni_bertnas.cli.show import open_teller
 from nni_bertnas.errors import ConfigError
-from nni_bertnas.launch.experiments import announced, make_config, run_experiment
+from nni_bertnas.launch.experiments import announced, make_config, quiet_nni, run_experiment
 from nni_bertnas.launch.trial_server import server
+from nni_bertnas.machine import set_threads
 from nni_bertnas.report.progress import Teller, Watcher, spell_seconds
 from nni_bertnas.report.trials import spell_jobs
 from nni_bertnas.stages.outline import write_outline
@@ -28,6 +29,9 @@ def run(arguments: Namespace) -> None:
     with open_log(opened.root / LOG):
         teller = open_teller(arguments)
         write_outline(opened)
+        if arguments.unit is not None:
+            make_one(opened, stage, arguments.unit, teller)
+            return
         for needed, _ in stage.needs(opened, stage.units(opened)[0]):
             if load(needed).optimize is None:  # a phase through NNI is a command of its own
                 make(opened, load(needed), arguments.study, teller)
@@ -60,6 +64,32 @@ def make(run: Run, stage: Stage, study_path: Path, teller: Teller) -> None:
     if stage.optimize is None:
         for unit in units:
             _say(run, stage, unit, teller, f"{seconds:.0f} s")
+
+
+def make_one(run: Run, stage: Stage, number: int, teller: Teller) -> None:
+    """Make one unit in this process, without an NNI experiment around it, as a job of a cluster does.
+
+    Args:
+        run: Of the study.
+        stage: Of the unit.
+        number: Of the unit among the stage's.
+        teller: Takes what is said.
+
+    Raises:
+        ConfigError: There is no such unit.
+    """
+    start, units = time.perf_counter(), stage.units(run)
+    if not 0 <= number < len(units):
+        raise ConfigError(f"--unit must be 0 to {len(units) - 1}, got {number}")
+    if run.study.nni.threads and not stage.alone:
+        set_threads(1, run.study.nni.threads)
+    if found_whole(run, stage, units[number]) is None:
+        quiet_nni()
+        _in_process(run, stage, units[number], teller)
+        _say(run, stage, units[number], teller, f"{time.perf_counter() - start:.0f} s")
+    else:
+        run.record(stage.name, units[number]).end("reused")
+        _say(run, stage, units[number], teller, "reused")
 
 
 def _say(run: Run, stage: Stage, unit: Unit, teller: Teller, how: str) -> None:

@@ -6,12 +6,14 @@ from argparse import Namespace
 from nni_bertnas.cli.show import open_console
 from nni_bertnas.report.status import find_root, read_status, show_status
 from nni_bertnas.tracking.histories import HISTORY, OUTLINE, read_state
+from nni_bertnas.tracking.slurm import ask, read_jobs
 
 
 def run(arguments: Namespace) -> None:
     """Print how far every stage is."""
     root = find_root(arguments.study)
-    status = read_status(root, read_state(root / HISTORY, OUTLINE) or _outline(arguments))
+    plan, jobs = read_state(root / HISTORY, OUTLINE) or _outline(arguments), read_jobs(root)
+    status = read_status(root, plan, jobs, ask(jobs))
     if arguments.json:
         print(json.dumps(status, indent=1))
     else:

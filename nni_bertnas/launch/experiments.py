@@ -72,6 +72,11 @@ def announced(run: Run, stage: Stage) -> Iterator[Callable[[str], None]]:
             state_file(folder, WEB_UI).unlink(missing_ok=True)
 
 
+def quiet_nni() -> None:
+    """Let what NNI says go into its log, warnings to the terminal."""
+    nni.silence_stdout()
+
+
 def run_experiment(config: ExperimentConfig, port: int, progress: Progress) -> None:
     """Run one NNI experiment to its end; whatever happens, no NNI process is left behind.
 
@@ -83,7 +88,7 @@ def run_experiment(config: ExperimentConfig, port: int, progress: Progress) -> N
     Raises:
         PhaseError: A trial failed; with the end of its error output.
     """
-    nni.silence_stdout()  # what it says goes into the log, warnings to the terminal
+    quiet_nni()
     experiment = Experiment(config)
     with manager(experiment, port) as port:
         while True:

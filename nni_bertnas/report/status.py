@@ -3,7 +3,8 @@
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from nni_bertnas.artifacts import RESULT
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.report.progress import spell_seconds
 from nni_bertnas.tracking.histories import HISTORY, WEB_UI, is_alive, last_epoch, read_state, record_name
+from nni_bertnas.tracking.slurm import Task, is_live
 
 Facts = dict[str, Any]
 
@@ -37,23 +39,39 @@ def find_root(study: Path) -> Path:
     return root
 
 
-def read_status(root: Path, plan: Mapping[str, Any]) -> Facts:
+def read_status(
+    root: Path, plan: Mapping[str, Any], jobs: Mapping[str, str] | None = None, tasks: Sequence[Task] | None = None
+) -> Facts:
     """How far every stage of a run is.
 
     Args:
         root: Of the run.
         plan: What the study asks for, see :mod:`~nni_bertnas.stages.outline`.
+        jobs: Of Slurm, by name, that the run was handed over as.
+        tasks: What Slurm says of them; None: it could not be asked.
     """
     times, now = _read_json(root / "seconds.json"), time.time()
-    stages = [_read_stage(root, plan, name, times.get(name), now) for name in plan["stages"]]
+    stages = [_read_stage(root, plan, name, times.get(name), now, tasks) for name in plan["stages"]]
     left = [one["seconds_left"] for one in stages if one["units"] != one["done"] + one["other_settings"]]
     return {
         "root": str(root),
         "web_ui": _web_ui(root, [unit for one in stages for unit in one["running"]]),
         "stages": stages,
+        "slurm": _slurm(jobs or {}, tasks),
         "seconds_left": None if None in left else sum(left),
         "disk_bytes": {path.name: _bytes(path) for path in sorted(root.iterdir()) if path.is_dir()},
     }
+
+
+def _slurm(jobs: Mapping[str, str], tasks: Sequence[Task] | None) -> list[Facts]:
+    """Every job with how many of its tasks are in which state; no state where Slurm does not say, or no longer."""
+    found = []
+    for name, job in jobs.items():
+        own = [task for task in tasks or () if task.job == job]
+        reasons = sorted({task.reason for task in own if task.state == "PENDING"} - {"None"})
+        states = dict(Counter(task.state.lower() for task in own))
+        found.append({"job": name, "id": job, "states": states, "reasons": reasons, "asked": tasks is not None})
+    return found
 
 
 def _web_ui(root: Path, running: Iterable[Facts]) -> str | None:
@@ -69,9 +87,11 @@ def _web_ui(root: Path, running: Iterable[Facts]) -> str | None:
     return None
 
 
-def _read_stage(root: Path, plan: Mapping[str, Any], name: str, wall: float | None, now: float) -> Facts:
+def _read_stage(
+    root: Path, plan: Mapping[str, Any], name: str, wall: float | None, now: float, tasks: Sequence[Task] | None
+) -> Facts:
     units, at_once = plan["stages"][name]["units"], plan["stages"][name]["at_once"]
-    found = [_read_unit(root, name, unit, plan["study"], now) for unit in units]
+    found = [_read_unit(root, name, unit, plan["study"], now, tasks) for unit in units]
     by_state = {state: [one for one in found if one["state"] == state] for state in ("done", "other", "running")}
     rest = [one for one in found if one["state"] in ("waiting", "stopped")]
     spans = [(one["since"], one["since"] + one["seconds"]) for one in found if one["since"] and one["seconds"]]
@@ -96,12 +116,14 @@ def _read_stage(root: Path, plan: Mapping[str, Any], name: str, wall: float | No
     }
 
 
-def _read_unit(root: Path, stage: str, unit: str, mark: str, now: float) -> Facts:
+def _read_unit(root: Path, stage: str, unit: str, mark: str, now: float, tasks: Sequence[Task] | None) -> Facts:
     """One unit: done, running, stopped, waiting, or there with other settings and so perhaps made anew."""
     folder, name = root / HISTORY, record_name(stage, unit)
     state, result = read_state(folder, name), root / stage / unit / RESULT
     since, seconds, epoch = state.get("since"), state.get("seconds"), last_epoch(folder, name) or {}
     alive = is_alive(state) if state.get("state") == "working" else False
+    if alive is None and tasks is not None and "slurm_job" in state:
+        alive = is_live(state["slurm_job"], tasks)
     if alive or alive is None:
         found, seconds = "running", now - state["since"]
     elif state.get("state") == "working":  # its process was killed
@@ -116,6 +138,7 @@ def _read_unit(root: Path, stage: str, unit: str, mark: str, now: float) -> Fact
         "unit": unit,
         "state": found,
         "alive": alive,
+        "slurm_job": state.get("slurm_job") if found == "running" else None,
         "experiment": state.get("experiment"),
         "since": since,
         "seconds": seconds,
@@ -174,6 +197,8 @@ def show_status(status: Facts, console: Console) -> None:
     for one in status["stages"]:
         for unit in (*one["running"], *one["stopped"]):
             console.print(_spell_unit(one["name"], unit), highlight=False, soft_wrap=True)
+    for job in status["slurm"]:
+        console.print(_spell_job(job), highlight=False, soft_wrap=True)
     shown = {one["name"] for one in status["stages"]}
     if others := {name: size for name, size in status["disk_bytes"].items() if name not in shown}:
         spelt = ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in others.items())
@@ -184,12 +209,20 @@ def show_status(status: Facts, console: Console) -> None:
         console.print(f"NNI's web UI: {status['web_ui']}", highlight=False)
 
 
+def _spell_job(job: Facts) -> str:
+    states = ", ".join(f"{count} {state}" for state, count in job["states"].items())
+    reasons = f" ({', '.join(job['reasons'])})" if job["reasons"] else ""
+    unknown = "no longer in its queue" if job["asked"] else "it cannot be asked from here"
+    return f"Slurm's job {job['id']}, {job['job']}: {states or unknown}{reasons}"
+
+
 def _spell_unit(stage: str, unit: Facts) -> str:
     since = "" if unit["since"] is None else time.strftime(" since %H:%M:%S", time.localtime(unit["since"]))
     if unit["state"] == "stopped":
         what = f"stopped, begun{since.replace(' since', ' at')}; no process works on it"
     else:
-        what = f"running{since}" + (" on another machine" if unit["alive"] is None else "")
+        where = f" in Slurm's job {unit['slurm_job']}" if unit["slurm_job"] else ""
+        what = f"running{since}{where}" + (" on another machine" if unit["alive"] is None else "")
     epoch = "" if unit["epoch"] is None else f", epoch {unit['epoch'] + 1}"
     loss = "" if unit["loss"] is None else f", loss {unit['loss']:.4f}"
     return f"{stage} {unit['unit']}".strip() + f": {what}{epoch}{loss}"

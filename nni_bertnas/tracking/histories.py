@@ -169,8 +169,9 @@ def read_state(folder: Path, name: str) -> dict[str, Any]:
 
 def this_process() -> dict[str, Any]:
     """What tells this process from all others."""
-    own = psutil.Process()
-    return {"pid": own.pid, "created": own.create_time(), "host": socket.gethostname()}
+    own, job = psutil.Process(), os.environ.get("SLURM_JOB_ID")
+    found = {"pid": own.pid, "created": own.create_time(), "host": socket.gethostname()}
+    return found if job is None else found | {"slurm_job": job}
 
 
 def is_alive(state: Mapping[str, Any]) -> bool | None:
