@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -16,6 +15,7 @@ from nni_bertnas.artifacts import RESULT
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.report.progress import spell_seconds
 from nni_bertnas.tracking.histories import HISTORY, WEB_UI, is_alive, last_epoch, read_state, record_name
+from nni_bertnas.yaml_files import read_yaml
 
 Facts = dict[str, Any]
 
@@ -28,9 +28,9 @@ def find_root(study: Path) -> Path:
         PhaseError: Nothing was made yet.
     """
     try:
-        fields = yaml.safe_load(study.read_text(encoding="utf-8"))
+        fields = read_yaml(study)
         root = Path(os.path.expanduser(fields.get("runs_dir", "runs"))) / fields["name"]
-    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+    except (ConfigError, AttributeError, KeyError, TypeError) as error:
         raise ConfigError(f"{study}: is no study with a name ({error}); see: bertnas validate {study}") from error
     if not root.is_dir():
         raise PhaseError(f"{root} is not there yet; begin with: bertnas run {study}")

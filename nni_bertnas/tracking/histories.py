@@ -20,7 +20,8 @@ import psutil
 from nni_bertnas.artifacts import write_whole
 
 HISTORY = "history"  # folder under a run's root
-OUTLINE, WEB_UI = "outline", "web_ui"  # beside the states of units: what the study asks for, and where NNI's web UI is
+# Beside the states of units: what the study asks for, where NNI's web UI is, which process makes all of it.
+OUTLINE, WEB_UI, MAKER = "outline", "web_ui", "maker"
 _LONGEST = 120  # characters of a file's name without its ending
 _TAIL_BYTES = 1 << 16  # of a history, that the last epoch is looked for in
 _log = logging.getLogger(__name__)
