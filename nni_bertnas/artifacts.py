@@ -26,8 +26,8 @@ _DISK: Mapping[int, tuple[str, str]] = {
     errno.EDQUOT: ("your quota of the disk is used up", "make room, or set runs_dir to another disk"),
     errno.EFBIG: ("a file would be larger than is allowed", "see ulimit -f, or set features.max_gigabytes"),
     errno.EROFS: ("it can only be read", "mount it for writing, or set runs_dir to a folder that can be written"),
-    errno.EACCES: ("you may not write there", "set runs_dir to a folder that can be written"),
-    errno.EPERM: ("you may not write there", "set runs_dir to a folder that can be written"),
+    errno.EACCES: ("it is not yours to use", "see its owner and mode, or set runs_dir to a folder that is yours"),
+    errno.EPERM: ("it is not yours to use", "see its owner and mode, or set runs_dir to a folder that is yours"),
     errno.EIO: ("the disk fails", "see the system's log, and take another disk"),
     errno.ESTALE: ("the shared file system has lost it", "see that it is mounted"),
 }
@@ -113,8 +113,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
         what, remedy = _DISK[number]
         place = getattr(error, "filename", None) or folder
         raise PhaseError(
-            f"{place} cannot be written: {what}; {remedy}, and run the same command again: it goes on from what is "
-            "finished"
+            f"{place}: {what}; {remedy}, and run the same command again: it goes on from what is finished"
         ) from error
 
 

@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nni_bertnas.artifacts import file_fingerprint, fingerprint
+from nni_bertnas.artifacts import RESULT, check_whole, file_fingerprint, fingerprint
 from nni_bertnas.data.loading import check_source, load_checked, load_tokenizer_of, loading, new_pooler
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.machine import best_device
@@ -84,11 +84,15 @@ def load_classifier(folder: Path, trusted: bool = False) -> tuple["PreTrainedMod
 
     Raises:
         ConfigError: The folder holds none that can be loaded whole.
+        PhaseError: A file is not as it was when the result was written.
     """
     from transformers import AutoModelForSequenceClassification  # takes seconds to load
 
     import search_space.student  # noqa: F401  makes Hugging Face's auto classes know the student
 
+    for place in (folder, folder.resolve().parent):  # a teacher is a result itself, a student lies in one
+        if (place / RESULT).is_file():
+            check_whole(place)
     model = load_checked(AutoModelForSequenceClassification, str(folder), str(folder), trusted=trusted)
     pieces = getattr(model.config, "vocab_size", None)
     return model.eval().requires_grad_(False), load_tokenizer_of(str(folder), str(folder), pieces, trusted)

@@ -14,7 +14,15 @@ from rich.table import Table
 from nni_bertnas.artifacts import RESULT
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.report.progress import spell_seconds
-from nni_bertnas.tracking.histories import HISTORY, WEB_UI, is_alive, last_epoch, read_state, record_name
+from nni_bertnas.tracking.histories import (
+    HISTORY,
+    WEB_UI,
+    is_alive,
+    last_epoch,
+    read_state,
+    record_name,
+    seconds_since,
+)
 from nni_bertnas.yaml_files import read_yaml
 
 Facts = dict[str, Any]
@@ -103,7 +111,8 @@ def _read_unit(root: Path, stage: str, unit: str, mark: str, now: float) -> Fact
     since, seconds, epoch = state.get("since"), state.get("seconds"), last_epoch(folder, name) or {}
     alive = is_alive(state) if state.get("state") == "working" else False
     if alive or alive is None:
-        found, seconds = "running", now - state["since"]
+        found = "running"
+        seconds = seconds_since(state) if alive else max(0.0, now - state["since"])  # clocks are set meanwhile
     elif state.get("state") == "working":  # its process was killed
         found, seconds = "stopped", epoch.get("seconds")
     elif result.is_file():

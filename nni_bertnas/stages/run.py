@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from nni_bertnas.artifacts import check_whole, fingerprint, read_result, write_result, write_whole
+from nni_bertnas.artifacts import fingerprint, read_result, write_result, write_whole
 from nni_bertnas.config import StudentSettings, Study, TrainingSettings, resolve_boundaries, to_dict, to_yaml
 from nni_bertnas.data.models import load_classifier, load_config, load_encoder
 from nni_bertnas.data.task_data import TaskData, load_task
@@ -226,7 +226,6 @@ class Run:
         result = self.read("teacher")
         if result is None:
             raise PhaseError(f"{self.folder('teacher')} holds no teacher; make it with: bertnas teacher STUDY")
-        check_whole(self.folder("teacher"))
         return result
 
     def seed(self, block: int, depth: int = 0) -> int:

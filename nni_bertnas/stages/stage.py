@@ -2,7 +2,7 @@
 
 import importlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +49,7 @@ class Stage:
         alone: Whether no other trial may run beside one, as latency is measured.
         in_place: See above.
         checks: Whether what lies in folders inside the result has checksums of its own, which `fits` goes by.
+        spares: Whether the study can do without those of its units that are not among some finished ones.
         missing: What to set where the study asks for no unit.
     """
 
@@ -68,6 +69,7 @@ class Stage:
     alone: bool = False
     in_place: bool = False
     checks: bool = False
+    spares: Callable[[Run, Sequence[Unit]], bool] = lambda run, done: False
     missing: str = ""
 
 
