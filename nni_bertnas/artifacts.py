@@ -7,14 +7,18 @@ import os
 import re
 import shutil
 import tempfile
+import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nni_bertnas.errors import PhaseError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 RESULT = "result.json"
 CHECKSUMS = "checksums.json"  # beside it: size and CRC-32 of every file that the result came with
@@ -185,6 +189,26 @@ def damaged_file(folder: Path) -> str | None:
     return None
 
 
+def load_arrays(path: Path, names: Sequence[str], command: str) -> "dict[str, np.ndarray]":
+    """Arrays out of a file .npz, of numbers alone.
+
+    Args:
+        path: Of the file.
+        names: Of the arrays.
+        command: That makes the file.
+
+    Raises:
+        PhaseError: It is missing or damaged, or holds something else.
+    """
+    import numpy as np  # for those who read results alone it would be slow
+
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise PhaseError(f"{path} is missing or damaged ({error}); make it anew with: {command}") from error
+
+
 def check_whole(folder: Path) -> None:
     """Whether a result's files are as they were when it was written, see :func:`damaged_file`.
 
@@ -205,7 +229,7 @@ def own_file(folder: Path, name: str) -> Path:
         PhaseError: It lies elsewhere.
     """
     path = folder / name
-    if Path(name).name != name or path.is_symlink():
+    if Path(name).name != name or name == ".." or path.is_symlink():
         raise PhaseError(f"{folder / RESULT} names {name!r}, which leads out of its folder; make the result anew")
     return path
 
@@ -231,6 +255,6 @@ def read_result(folder: Path, expected: str | None = None) -> dict[str, Any] | N
         checksum = result.pop(_CHECKSUM, None)
         if checksum not in (None, _crc_of(result)):
             raise ValueError("its checksum is wrong")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise PhaseError(f"{path} is damaged ({error}); remove the folder {folder} and run the phase again") from error
     return result if expected is None or result.get("fingerprint") == expected else None
