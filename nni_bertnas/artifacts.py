@@ -36,6 +36,8 @@ _DISK: Mapping[int, tuple[str, str]] = {
     errno.ESTALE: ("the shared file system has lost it", "see that it is mounted"),
 }
 _TOLD = re.compile(r"os error (\d+)")  # by libraries in Rust, safetensors among them
+# By others, torch and numpy among them, who keep the number to themselves.
+_WRITTEN = re.compile(r"No space left on device|PytorchStreamWriter failed writing|requested and \d+ written")
 
 
 def fingerprint(*parts: Any) -> str:
@@ -128,10 +130,7 @@ def _disk_error(error: BaseException) -> int:
         return error.errno
     if told and type(error).__module__.startswith(("safetensors", "builtins")):
         return int(told.group(1))
-    text = str(error)
-    if "No space left on device" in text or ("PytorchStreamWriter failed writing" in text) or "bytes written" in text:
-        return errno.ENOSPC
-    return 0
+    return errno.ENOSPC if _WRITTEN.search(str(error)) else 0
 
 
 def write_result(folder: Path, result: Mapping[str, Any], study: str, *, deep: bool = True) -> None:
@@ -180,7 +179,7 @@ def damaged_file(folder: Path) -> str | None:
         wanted = {folder / name: [int(one) for one in kept] for name, kept in sums.items()}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return CHECKSUMS
     for path, kept in wanted.items():
         inside = path.resolve().is_relative_to(folder.resolve())
@@ -255,6 +254,6 @@ def read_result(folder: Path, expected: str | None = None) -> dict[str, Any] | N
         checksum = result.pop(_CHECKSUM, None)
         if checksum not in (None, _crc_of(result)):
             raise ValueError("its checksum is wrong")
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise PhaseError(f"{path} is damaged ({error}); remove the folder {folder} and run the phase again") from error
     return result if expected is None or result.get("fingerprint") == expected else None

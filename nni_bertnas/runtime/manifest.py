@@ -70,5 +70,5 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest(**json.loads((folder / FILE).read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ConfigError(f"{folder} holds no {FILE}; make it with: bertnas export MODEL --to onnx") from None
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{folder / FILE} cannot be read ({error}); export the model once more") from error

@@ -198,6 +198,13 @@ def test_a_manifest_names_files_of_its_folder_alone(folder: Path, tmp_path: Path
         assert Classifier(own)(["a"])  # the one that lies there
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "{}", '{"model": 1}', "\x00"])
+def test_a_manifest_that_is_none_is_one_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / FILE).write_text(text)
+    with pytest.raises(ConfigError, match=r"bertnas\.json cannot be read"):
+        Classifier(tmp_path)
+
+
 def test_weights_of_an_onnx_file_that_lie_elsewhere_are_not_read(folder: Path, tmp_path: Path) -> None:
     import onnx
 
