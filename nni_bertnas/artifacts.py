@@ -216,8 +216,8 @@ def check_whole(folder: Path) -> None:
     """
     if (name := damaged_file(folder)) is not None:
         raise PhaseError(
-            f"{folder / name} is not as it was when the result was written; run the same command again, or remove "
-            f"{folder} and make it anew with: bertnas run STUDY"
+            f"{folder / name} is not as it was when the result was written; make it anew with bertnas run STUDY, or, "
+            f"if you changed it on purpose, remove {folder / CHECKSUMS}"
         )
 
 
