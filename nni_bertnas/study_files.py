@@ -6,12 +6,10 @@ type or out of range, names that are no row of the table that they stand for, an
 
 import dataclasses
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from nni_bertnas.config import CellSettings, Study, TaskSettings, to_dict
@@ -26,6 +24,7 @@ from nni_bertnas.store.layout import DTYPES
 from nni_bertnas.student.build import list_shapes, resolve_shape
 from nni_bertnas.training.losses import LOSSES
 from nni_bertnas.training.optimizers import OPTIMIZERS
+from nni_bertnas.yaml_files import read_yaml
 from search_space.heads import HEADS
 
 _Settings = TypeVar("_Settings")
@@ -45,38 +44,6 @@ _TABLES: Mapping[str, Mapping[str, Any]] = {
     "baseline.students": BASELINES,
     "distill.losses": LOSSES,
 }
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that also reads 1e-4 as a number (YAML 1.1 wants 1.0e-4) and refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def read_yaml(path: str | Path) -> Any:
-    """Read one YAML file.
-
-    Raises:
-        ConfigError: It is missing, unreadable or not YAML.
-    """
-    try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
 
 
 def load_study(path: str | Path) -> Study:

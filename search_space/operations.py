@@ -261,9 +261,10 @@ def make_operation(name: str, hidden_size: int) -> nn.Module:
         ValueError: The name is unknown, or the width does not suit it.
     """
     if "." in name or ":" in name:
-        operation = import_by_name(name)(hidden_size)
-        if not isinstance(operation, nn.Module):
-            raise ValueError(f"operation {name} must be a torch.nn.Module, got {type(operation).__name__}")
+        kind = import_by_name(name)
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):  # nothing else that a file names is called
+            raise ValueError(f"operation {name} must be a class of torch.nn.Module, got {kind!r}")
+        operation: nn.Module = kind(hidden_size)
         return operation
     if name not in OPERATIONS:
         raise ValueError(f"unknown operation {name!r}; choose one of {', '.join(OPERATIONS)}, or a dotted name")

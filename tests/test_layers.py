@@ -26,7 +26,7 @@ FLOORS = (
     ("runtime",),
     ("tracking",),
     ("artifacts",),
-    ("config", "machine", "profiles"),
+    ("config", "machine", "profiles", "yaml_files"),
     ("errors",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 
+from nni_bertnas.artifacts import disk_errors
 from nni_bertnas.cli.show import open_teller
 from nni_bertnas.cli.stage import make
 from nni_bertnas.report.results import show
@@ -22,7 +23,7 @@ def run(arguments: Namespace) -> None:
         study = smoke(study)
     opened = Run(study)
     check_all(opened)
-    with open_log(opened.root / LOG):
+    with disk_errors(opened.root), opened.alone(), open_log(opened.root / LOG):
         teller = open_teller(arguments)
         if arguments.force:
             opened.discard_from(arguments.force)

@@ -1,23 +1,28 @@
 """`bertnas STAGE STUDY`: one stage, and the smaller ones that it needs."""
 
+import logging
 import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nni_bertnas.artifacts import disk_errors
 from nni_bertnas.cli.show import open_teller
-from nni_bertnas.errors import ConfigError
-from nni_bertnas.launch.experiments import announced, make_config, quiet_nni, run_experiment
+from nni_bertnas.errors import ConfigError, PhaseError
+from nni_bertnas.launch.experiments import Failure, announced, make_config, quiet_nni, run_experiment
 from nni_bertnas.launch.trial_server import server
 from nni_bertnas.machine import set_threads
 from nni_bertnas.report.progress import Teller, Watcher, spell_seconds
-from nni_bertnas.report.trials import spell_jobs
+from nni_bertnas.report.trials import job_seconds, spell_jobs
+from nni_bertnas.stages.left_out import leave_out, left_out, missing_units
 from nni_bertnas.stages.outline import write_outline
 from nni_bertnas.stages.run import Run, Unit, unit_name
 from nni_bertnas.stages.stage import Stage, check_unit, ensure, found_whole, load
 from nni_bertnas.study_files import load_study
 from nni_bertnas.tracking.logs import LOG, open_log
+
+_log = logging.getLogger(__name__)
 
 
 def run(arguments: Namespace) -> None:
@@ -26,7 +31,7 @@ def run(arguments: Namespace) -> None:
     stage = load(arguments.command)
     if not stage.units(opened):
         raise ConfigError(f"{stage.name}: the study asks for none; {stage.missing}")
-    with open_log(opened.root / LOG):
+    with disk_errors(opened.root), open_log(opened.root / LOG):
         teller = open_teller(arguments)
         write_outline(opened)
         if arguments.unit is not None:
@@ -48,9 +53,12 @@ def make(run: Run, stage: Stage, study_path: Path, teller: Teller) -> None:
         teller: Takes what is said.
     """
     start, units = time.perf_counter(), stage.units(run)
-    missing = [unit for unit in units if found_whole(run, stage, unit) is None]
+    missing = missing_units(run, stage, units)
     if not missing:
         for unit in units:
+            if (why := left_out(run, stage, unit)) is not None and found_whole(run, stage, unit) is None:
+                _log.warning("%s %s is left out: %s", stage.name, unit_name(unit), why)
+                continue
             run.record(stage.name, unit).end("reused")
             _say(run, stage, unit, teller, "reused")
         return
@@ -121,9 +129,38 @@ def _through_nni(run: Run, stage: Stage, units: Sequence[Unit], study_path: Path
                 if job.status == "SUCCEEDED" and job.trialJobId not in done:
                     done.add(job.trialJobId)
                     unit = check_unit(stage, job.hyperParameters[0].parameters)
-                    _say(run, stage, unit, teller, spell_seconds((job.endTime - job.startTime) / 1000))
+                    _say(run, stage, unit, teller, spell_seconds(job_seconds(job)))
             work.what = "trials"
             work.say(spell_jobs(run, stage, jobs, len(units), config.trial_concurrency), len(done), len(units))
 
-        run_experiment(config, run.study.nni.port, show)
+        failures = run_experiment(config, run.study.nni.port, show)
+        run.refresh()
+        for unit in [unit for unit in units if found_whole(run, stage, unit) is None]:
+            _log.warning("%s; it is tried once more", _why(failures, unit))
+            again = run_experiment(make_config(run, study_path, stage, [unit], socket), run.study.nni.port, show)
+            failures = [*again, *failures]
     run.refresh()
+    _do_without(run, stage, units, failures)
+
+
+def _why(failures: Sequence[Failure], unit: Unit) -> str:
+    found = [one.why for one in failures if dict(one.parameters) == dict(unit)]
+    return found[0] if found else f"trial {dict(unit)} left no result"
+
+
+def _do_without(run: Run, stage: Stage, units: Sequence[Unit], failures: Sequence[Failure]) -> None:
+    """Leave out what failed twice, where the study can do without.
+
+    Raises:
+        PhaseError: It cannot.
+    """
+    done = [unit for unit in units if found_whole(run, stage, unit) is not None]
+    lost = [unit for unit in units if unit not in done]
+    if lost and not stage.spares(run, done):
+        raise PhaseError(f"{_why(failures, lost[0])}; it was tried twice")
+    for unit in lost:
+        path = leave_out(run, stage, unit, _why(failures, unit))
+        _log.warning(
+            "%s %s is left out, as it failed twice: %s; to try it again remove %s", stage.name, unit_name(unit),
+            _why(failures, unit), path,
+        )  # fmt: skip

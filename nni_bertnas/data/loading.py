@@ -4,6 +4,7 @@
 gives an empty one. Here that is one error, with the file and the remedy.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ _FEW_KNOWN = 0.5  # share of a model's pieces that its tokenizer must know
 _SHOWN = 3
 _LAYERS = 1000  # more than any encoder has
 _SLACK, _SMALL = 8, 50_000_000  # parameters by the byte of the files (four bits each at least), and besides
+_CODE = ("trust_remote_code", "contains custom code")  # what transformers says where a model comes with code
+_PICKLE = "Weights only load failed"  # what torch says of a pickle that holds more than tensors
 
 
 @contextmanager
@@ -40,6 +43,13 @@ def loading(what: str, problem: str = "cannot be loaded") -> Iterator[None]:
         raise
     except Exception as error:  # of pickle, zip, JSON, safetensors, torch, tokenizers, and of the file system
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        if any(mark in str(error) for mark in _CODE):
+            reason = (
+                "it comes with code of its own, which is not run; where you trust it, set teacher.trust_remote_code: "
+                "true (of teacher.model alone)"
+            )
+        elif _PICKLE in str(error):
+            reason = "its .bin file holds more than tensors, and is not opened; ask for the weights as safetensors"
         raise ConfigError(f"{what} {problem}: {reason}") from error
 
 
@@ -68,14 +78,40 @@ def check_source(source: str, what: str) -> None:
         )
     if "config.json" not in names:
         raise ConfigError(f"{what} holds no config.json; give the folder that save_pretrained wrote")
+    check_links(folder, what)
     for file in sorted(folder.iterdir()):
         if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(_POINTER):
             raise ConfigError(f"{what}: {file.name} is a pointer of Git LFS, not the file; fetch it with: git lfs pull")
 
 
+def check_links(folder: Path, what: str, *, deep: bool = False) -> None:
+    """Whether all files of a folder lie in it, so that what is read, copied or sent of it is its own.
+
+    The hub's cache is made of links from `snapshots/REVISION` to `blobs` beside it; those are its own, too.
+
+    Args:
+        folder: Of a model.
+        what: The setting that names it, and its value.
+        deep: Whether folders inside it count, too.
+
+    Raises:
+        ConfigError: A link leads elsewhere.
+    """
+    own = [folder.resolve()]
+    if own[0].parent.name == "snapshots":
+        own.append(own[0].parents[1] / "blobs")
+    for path in sorted(folder.rglob("*") if deep else folder.iterdir()):
+        if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in own):
+            raise ConfigError(
+                f"{what}: {path.relative_to(folder)} is a link out of the folder, to {os.readlink(path)}; put the file "
+                "itself there"
+            )
+
+
 def load_checked(
-    kind: Any, source: str, what: str, *, new: Callable[[str, str], bool] = lambda name, base: False, **options: Any
-) -> "PreTrainedModel":
+    kind: Any, source: str, what: str, *, new: Callable[[str, str], bool] = lambda name, base: False,
+    trusted: bool = False, **options: Any,
+) -> "PreTrainedModel":  # fmt: skip
     """A model whose weights are all out of its files.
 
     Args:
@@ -83,15 +119,18 @@ def load_checked(
         source: A folder or hub name.
         what: The setting that names it, and its value.
         new: Takes a weight's name and the prefix of the model's encoder: whether it may be missing, as a new head is.
+        trusted: Whether code that comes with the model is run.
         **options: Of `from_pretrained`.
 
     Raises:
         ConfigError: It cannot be loaded, or weights are missing, too many or no numbers.
     """
     check_source(source, what)
-    _check_size(kind, source, what)
+    _check_size(kind, source, what, trusted)
     with loading(what):
-        model, info = kind.from_pretrained(source, output_loading_info=True, **options)
+        model, info = kind.from_pretrained(
+            source, output_loading_info=True, trust_remote_code=trusted, weights_only=True, **options
+        )
     base = model.base_model_prefix
     lost = {name for name in info["missing_keys"] if not new(name, base)}
     lost |= {name for name, *_ in info["mismatched_keys"] if not new(name, base)}
@@ -126,7 +165,7 @@ def load_checked(
     return loaded
 
 
-def _check_size(kind: Any, source: str, what: str) -> None:
+def _check_size(kind: Any, source: str, what: str, trusted: bool) -> None:
     """Whether a configuration asks for about as much as a folder's files hold, before memory is given to it.
 
     Raises:
@@ -138,13 +177,13 @@ def _check_size(kind: Any, source: str, what: str) -> None:
     from transformers import AutoConfig
 
     with loading(what):
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
         layers = getattr(config, "num_hidden_layers", 0)
     held = sum(file.stat().st_size for file in Path(source).iterdir() if file.is_file())
     if isinstance(layers, int) and layers > _LAYERS:
         raise ConfigError(f"{what}: config.json asks for {layers} layers; correct it")
     with loading(what), torch.device("meta"):
-        wanted = sum(one.numel() for one in kind.from_config(config).parameters())
+        wanted = sum(one.numel() for one in kind.from_config(config, trust_remote_code=trusted).parameters())
     if wanted > _SLACK * held + _SMALL:
         raise ConfigError(
             f"{what}: config.json asks for {wanted:,} parameters, its files hold {held:,} bytes: they are not whole, "
@@ -166,13 +205,16 @@ def new_pooler(name: str, base: str) -> bool:
     return "pooler" in name
 
 
-def load_tokenizer_of(source: str, what: str, vocab_size: int | None = None) -> "PreTrainedTokenizerBase":
+def load_tokenizer_of(
+    source: str, what: str, vocab_size: int | None = None, trusted: bool = False
+) -> "PreTrainedTokenizerBase":
     """A model's tokenizer.
 
     Args:
         source: A folder or hub name.
         what: The setting that names it, and its value.
         vocab_size: Of the model; None: it is not known.
+        trusted: Whether code that comes with the model is run.
 
     Raises:
         ConfigError: There is none, or it is not the model's.
@@ -189,7 +231,7 @@ def load_tokenizer_of(source: str, what: str, vocab_size: int | None = None) -> 
             "tokenizer.json beside the weights, which needs neither"
         )
     with loading(f"{what}: the tokenizer", problem):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=trusted)
         if not isinstance(tokenizer.model_max_length, int | float) or tokenizer.model_max_length < 1:
             raise ValueError(f"model_max_length must be a number, got {tokenizer.model_max_length!r}")
         tokenizer(["a", "b"], ["c", "d"], truncation=True, max_length=8)  # so that bad settings show here

@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nni_bertnas.artifacts import file_fingerprint, fingerprint
+from nni_bertnas.artifacts import RESULT, check_whole, file_fingerprint, fingerprint
 from nni_bertnas.data.loading import check_source, load_checked, load_tokenizer_of, loading, new_pooler
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.machine import best_device
@@ -47,8 +47,12 @@ def resolve_model(name: str, field: str = "teacher.model") -> str:
     return str(found[0].parent)
 
 
-def load_config(model: str) -> Any:
+def load_config(model: str, trusted: bool = False) -> Any:
     """The configuration of a model, by the name that `teacher.model` has.
+
+    Args:
+        model: The name.
+        trusted: Whether code that comes with the model is run, `teacher.trust_remote_code`.
 
     Raises:
         ConfigError: It cannot be loaded.
@@ -58,42 +62,52 @@ def load_config(model: str) -> Any:
     source, what = resolve_model(model), f"teacher.model: {model}"
     check_source(source, what)
     with loading(what):
-        return AutoConfig.from_pretrained(source)
+        return AutoConfig.from_pretrained(source, trust_remote_code=trusted)
 
 
-def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a model, by the name that `teacher.model` has.
+def load_tokenizer(model: str, trusted: bool = False) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a model, see :func:`load_config`.
 
     Raises:
         ConfigError: It cannot be loaded, or is not the model's.
     """
-    pieces = getattr(load_config(model), "vocab_size", None)
-    return load_tokenizer_of(resolve_model(model), f"teacher.model: {model}", pieces)
+    pieces = getattr(load_config(model, trusted), "vocab_size", None)
+    return load_tokenizer_of(resolve_model(model), f"teacher.model: {model}", pieces, trusted)
 
 
-def load_classifier(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+def load_classifier(folder: Path, trusted: bool = False) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """A saved teacher or student in eval mode without gradients, and its tokenizer.
+
+    Args:
+        folder: Where it is saved.
+        trusted: Whether code that lies in the folder is run; a student's own code is never taken from there.
 
     Raises:
         ConfigError: The folder holds none that can be loaded whole.
+        PhaseError: A file is not as it was when the result was written.
     """
     from transformers import AutoModelForSequenceClassification  # takes seconds to load
 
     import search_space.student  # noqa: F401  makes Hugging Face's auto classes know the student
 
-    model = load_checked(AutoModelForSequenceClassification, str(folder), str(folder)).eval().requires_grad_(False)
-    return model, load_tokenizer_of(str(folder), str(folder), getattr(model.config, "vocab_size", None))
+    for place in (folder, folder.resolve().parent):  # a teacher is a result itself, a student lies in one
+        if (place / RESULT).is_file():
+            check_whole(place)
+    model = load_checked(AutoModelForSequenceClassification, str(folder), str(folder), trusted=trusted)
+    pieces = getattr(model.config, "vocab_size", None)
+    return model.eval().requires_grad_(False), load_tokenizer_of(str(folder), str(folder), pieces, trusted)
 
 
-def load_encoder(model: str) -> "PreTrainedModel":
-    """The encoder of a model, by the name that `teacher.model` has, in eval mode without gradients, where it runs best.
+def load_encoder(model: str, trusted: bool = False) -> "PreTrainedModel":
+    """The encoder of a model, see :func:`load_config`, in eval mode without gradients, where it runs best.
 
     Raises:
         ConfigError: It cannot be loaded whole.
     """
     from transformers import AutoModel  # takes seconds to load
 
-    encoder = load_checked(AutoModel, resolve_model(model), f"teacher.model: {model}", new=new_pooler)
+    what = f"teacher.model: {model}"
+    encoder = load_checked(AutoModel, resolve_model(model), what, new=new_pooler, trusted=trusted)
     return encoder.eval().requires_grad_(False).to(best_device())
 
 

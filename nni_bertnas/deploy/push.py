@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from nni_bertnas.data.loading import check_links
 from nni_bertnas.errors import ConfigError
 
 
@@ -22,6 +23,7 @@ def push(folder: Path, repository: str, *, private: bool) -> str:
     """
     if not (folder / "README.md").is_file():
         raise ConfigError(f"{folder} has no model card; export a study's student: bertnas export STUDY --to hf")
+    check_links(folder, str(folder), deep=True)
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", ""):
         raise ConfigError("the hub is switched off by HF_HUB_OFFLINE; unset it to push")
     from huggingface_hub import HfApi  # takes a moment to load

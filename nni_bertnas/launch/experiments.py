@@ -3,8 +3,9 @@
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from nni_bertnas.stages.stage import Stage, trials_at_once
 from nni_bertnas.tracking.histories import HISTORY, WEB_UI, state_file, this_process, write_state
 
 _POLL_SECONDS = 1.0
+_FAILED = ("FAILED", "SYS_CANCELED", "USER_CANCELED")
+_HOPELESS = 3  # trials that fail before any succeeds: what is wrong is wrong for all
 
 Progress = Callable[[list[Any], str], None]  # takes NNI's trial jobs and the web UI's address
 
@@ -77,7 +80,20 @@ def quiet_nni() -> None:
     nni.silence_stdout()
 
 
-def run_experiment(config: ExperimentConfig, port: int, progress: Progress) -> None:
+@dataclass(frozen=True)
+class Failure:
+    """A trial that failed.
+
+    Attributes:
+        parameters: Of the trial.
+        why: The end of its error output, and where all of it is.
+    """
+
+    parameters: Mapping[str, Any]
+    why: str
+
+
+def run_experiment(config: ExperimentConfig, port: int, progress: Progress) -> list[Failure]:
     """Run one NNI experiment to its end; whatever happens, no NNI process is left behind.
 
     Args:
@@ -85,8 +101,11 @@ def run_experiment(config: ExperimentConfig, port: int, progress: Progress) -> N
         port: Of the web UI; the next free one is taken.
         progress: Called about once a second.
 
+    Returns:
+        The trials that failed, beside others that did not.
+
     Raises:
-        PhaseError: A trial failed; with the end of its error output.
+        PhaseError: All trials fail; with the end of the first one's error output.
     """
     quiet_nni()
     experiment = Experiment(config)
@@ -95,10 +114,12 @@ def run_experiment(config: ExperimentConfig, port: int, progress: Progress) -> N
             check_alive(experiment)
             jobs = experiment.list_trial_jobs()
             progress(jobs, f"http://127.0.0.1:{port}")
-            if failed := [job for job in jobs if job.status in ("FAILED", "SYS_CANCELED", "USER_CANCELED")]:
+            failed = [job for job in jobs if job.status in _FAILED]
+            done = sum(job.status == "SUCCEEDED" for job in jobs)
+            if not done and len(failed) >= min(_HOPELESS, config.max_trial_number) and config.max_trial_number > 1:
                 raise PhaseError(_why(experiment, config, failed[0]))
-            if len(jobs) == config.max_trial_number and all(job.status == "SUCCEEDED" for job in jobs):
-                return
+            if len(failed) + done == config.max_trial_number:
+                return [Failure(_parameters(job), _why(experiment, config, job)) for job in failed]
             if experiment.get_status() == "ERROR":
                 raise PhaseError(
                     f"NNI stopped with an error; see {config.experiment_working_directory}/{experiment.id}/log"
@@ -106,9 +127,13 @@ def run_experiment(config: ExperimentConfig, port: int, progress: Progress) -> N
             time.sleep(_POLL_SECONDS)
 
 
+def _parameters(job: Any) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = job.hyperParameters[0].parameters if job.hyperParameters else {}
+    return found
+
+
 def _why(experiment: Experiment, config: ExperimentConfig, job: Any) -> str:
     root = Path(config.experiment_working_directory, experiment.id)
     path = next(root.rglob(f"{job.trialJobId}/trial.stderr"), root)
     tail = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] if path.is_file() else []
-    parameters = job.hyperParameters[0].parameters if job.hyperParameters else {}
-    return f"trial {parameters} ended {job.status}: {''.join(tail) or 'no message'} (all of it: {path})"
+    return f"trial {_parameters(job)} ended {job.status}: {''.join(tail) or 'no message'} (all of it: {path})"

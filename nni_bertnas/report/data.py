@@ -27,7 +27,7 @@ def show_data(run: Run, console: Console) -> None:
         ConfigError: The data or the tokenizer cannot be read.
     """
     data, task = run.data, run.study.task
-    tokenizer = load_tokenizer(run.study.teacher.model)
+    tokenizer = load_tokenizer(run.study.teacher.model, run.study.teacher.trust_remote_code)
     console.print(balance(task.name, data.label_names, data.splits, sets=run.task.multi_label))
     for text in notes(run):
         console.print(text, highlight=False)

@@ -9,15 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from nni_bertnas.artifacts import RESULT
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.report.progress import spell_seconds
-from nni_bertnas.tracking.histories import HISTORY, WEB_UI, is_alive, last_epoch, read_state, record_name
+from nni_bertnas.tracking.histories import (
+    HISTORY,
+    WEB_UI,
+    is_alive,
+    last_epoch,
+    read_state,
+    record_name,
+    seconds_since,
+)
 from nni_bertnas.tracking.slurm import Task, is_live
+from nni_bertnas.yaml_files import read_yaml
 
 Facts = dict[str, Any]
 
@@ -30,9 +38,9 @@ def find_root(study: Path) -> Path:
         PhaseError: Nothing was made yet.
     """
     try:
-        fields = yaml.safe_load(study.read_text(encoding="utf-8"))
+        fields = read_yaml(study)
         root = Path(os.path.expanduser(fields.get("runs_dir", "runs"))) / fields["name"]
-    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+    except (ConfigError, AttributeError, KeyError, TypeError) as error:
         raise ConfigError(f"{study}: is no study with a name ({error}); see: bertnas validate {study}") from error
     if not root.is_dir():
         raise PhaseError(f"{root} is not there yet; begin with: bertnas run {study}")
@@ -125,7 +133,8 @@ def _read_unit(root: Path, stage: str, unit: str, mark: str, now: float, tasks: 
     if alive is None and tasks is not None and "slurm_job" in state:
         alive = is_live(state["slurm_job"], tasks)
     if alive or alive is None:
-        found, seconds = "running", now - state["since"]
+        found = "running"
+        seconds = seconds_since(state) if alive else max(0.0, now - state["since"])  # clocks are set meanwhile
     elif state.get("state") == "working":  # its process was killed
         found, seconds = "stopped", epoch.get("seconds")
     elif result.is_file():

@@ -30,11 +30,16 @@ def spell_jobs(run: Run, stage: Stage, jobs: Sequence[Any], total: int, at_once:
     if scores:
         best, job = (min if stage.optimize == "minimize" else max)(scores, key=lambda pair: pair[0])
         parts.append(f"best {best:.4f} ({_name(stage, job)})")
-    took = [(job.endTime - job.startTime) / 1000 for job in jobs if job.status == _DONE and job.endTime]
+    took = [job_seconds(job) for job in jobs if job.status == _DONE and job.endTime]
     if took and len(took) < total:
         parts.append(f"about {spell_seconds(sum(took) / len(took) * (total - len(took)) / at_once)} left")
     parts += (at for job in jobs if job.status == "RUNNING" if (at := _epoch(run.root / HISTORY, stage, job)))
     return ", ".join(parts)
+
+
+def job_seconds(job: Any) -> float:
+    """How long a finished trial took, by clocks that may have been set meanwhile."""
+    return max(0.0, (job.endTime - job.startTime) / 1000)
 
 
 def _score(job: Any) -> float | None:

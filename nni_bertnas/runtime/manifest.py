@@ -47,15 +47,28 @@ class Manifest:
         (folder / FILE).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False), encoding="utf-8")
 
 
+def check_links(folder: Path) -> None:
+    """Whether all files of a folder lie in it.
+
+    Raises:
+        ConfigError: A link leads elsewhere.
+    """
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            name = path.relative_to(folder)
+            raise ConfigError(f"{folder}: {name} is a link out of the folder; put the file itself there")
+
+
 def read_manifest(folder: Path) -> Manifest:
     """What the folder says.
 
     Raises:
-        ConfigError: It is no exported model.
+        ConfigError: It is no exported model, or links lead out of it.
     """
     try:
+        check_links(folder)
         return Manifest(**json.loads((folder / FILE).read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ConfigError(f"{folder} holds no {FILE}; make it with: bertnas export MODEL --to onnx") from None
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{folder / FILE} cannot be read ({error}); export the model once more") from error

@@ -31,12 +31,16 @@ class Limits:
         max_characters: Of a text.
         max_bytes: Of a request's body.
         max_waiting: Requests that wait for their turn; one more is sent away.
+        max_connections: At a time; one more is sent away.
+        seconds: That a request's body may take to come.
     """
 
     max_texts: int = 64
     max_characters: int = 10_000
     max_bytes: int = 1_000_000
     max_waiting: int = 256
+    max_connections: int = 512
+    seconds: float = 30.0
 
 
 class Batcher:
@@ -90,24 +94,30 @@ class Batcher:
 
 
 class LimitedBody:
-    """Refuses bodies over a size, those that do not say their size too.
+    """Refuses bodies over a size, those that do not say their size too, and those that do not come.
 
     Args:
         app: What is guarded.
         max_bytes: Of a body.
+        seconds: Until it must be there.
     """
 
-    def __init__(self, app: Callable[..., Awaitable[None]], max_bytes: int) -> None:
-        self.app, self.max_bytes = app, max_bytes
+    def __init__(self, app: Callable[..., Awaitable[None]], max_bytes: int, seconds: float) -> None:
+        self.app, self.max_bytes, self.seconds = app, max_bytes, seconds
 
     async def __call__(self, scope: Any, receive: Callable[[], Awaitable[Message]], send: Any) -> None:
         """See ASGI."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        body = b""
+        body, end = b"", time.monotonic() + self.seconds
         while True:
-            message = await receive()
+            try:
+                message = await asyncio.wait_for(receive(), max(0.0, end - time.monotonic()))
+            except asyncio.TimeoutError:
+                text = f"the body must be there within {self.seconds:g} s"
+                await JSONResponse({"detail": text}, 408, {"connection": "close"})(scope, receive, send)
+                return
             body += message.get("body", b"")
             if len(body) > self.max_bytes:
                 text = f"the body must be at most {self.max_bytes} bytes; send the texts in several requests"
@@ -149,7 +159,7 @@ def make_app(classifier: Classifier, limits: Limits | None = None) -> FastAPI:
         worker.cancel()
 
     app = FastAPI(title="bertnas", docs_url=None, redoc_url=None, openapi_url=None, lifespan=running)
-    app.add_middleware(LimitedBody, max_bytes=limits.max_bytes)
+    app.add_middleware(LimitedBody, max_bytes=limits.max_bytes, seconds=limits.seconds)
 
     @app.middleware("http")
     async def counted(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -207,7 +217,11 @@ def serve(classifier: Classifier, host: str, port: int, limits: Limits | None = 
     if host not in _LOOPBACK:
         print("the service asks nobody who they are: put it behind something that does", file=sys.stderr)
     print(f"{classifier.folder} at http://{host}:{port}/predict", flush=True)
-    uvicorn.run(make_app(classifier, limits), host=host, port=port, log_level="warning", server_header=False)
+    limits = limits or Limits()
+    uvicorn.run(
+        make_app(classifier, limits), host=host, port=port, log_level="warning", server_header=False,
+        limit_concurrency=limits.max_connections,
+    )  # fmt: skip
 
 
 def _request_model(classifier: Classifier, limits: Limits) -> type[BaseModel]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nni_bertnas.artifacts import atomic_folder, fingerprint, read_result
+from nni_bertnas.artifacts import atomic_folder, check_whole, fingerprint, own_file, read_result
 from nni_bertnas.config import to_dict
 from nni_bertnas.errors import CandidateError, ConfigError
 from nni_bertnas.search.parameters import read_parameters
@@ -124,12 +124,13 @@ def _rank(run: Run, unit: Unit, search: Search) -> None:
             (one,) = read_candidates(result)
             fits = result["fingerprint"] == fingerprint(settings, one.architecture)
             if fits and search.affordable(one.architecture):
-                fitting.append((one, folder / one.weights))
+                fitting.append((one, own_file(folder, one.weights)))
         fitting.sort(key=lambda pair: pair[0].score)
         with atomic_folder(run.folder("cell", unit)) as folder:
             candidates = []
             for rank, (one, weights) in enumerate(fitting[: run.study.cell.candidates]):
                 candidates.append({**one.to_dict(), "weights": f"candidate_{rank}.safetensors"})
+                check_whole(weights.parent)
                 shutil.copyfile(weights, folder / candidates[-1]["weights"])
             result = {
                 "fingerprint": fingerprint(settings, [one["architecture"] for one in candidates]),

@@ -173,5 +173,6 @@ STAGE = Stage(
     model=STUDENT,
     optimize="maximize",
     alone=True,
+    spares=lambda run, done: True,  # the searched student is there
     missing="set baseline.students, e.g. to {random: 3, uniform: 1}",
 )

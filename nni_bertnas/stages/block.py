@@ -18,17 +18,21 @@ from nni_bertnas.stages.cells import (
     with_latencies,
     with_replaced,
 )
+from nni_bertnas.stages.left_out import left_out
 from nni_bertnas.stages.run import Result, Run, Unit
-from nni_bertnas.stages.stage import Stage, stage_fingerprint
+from nni_bertnas.stages.stage import Stage, load, stage_fingerprint
 from nni_bertnas.student.candidates import Candidate, kind_of, no_layer, save_candidates
 from nni_bertnas.tracking.tracker import Tracker
 from nni_bertnas.training.trainer import pl
 
 
 def _cells(run: Run, block: int) -> dict[int, Result]:
-    """What was found for one block, by depth."""
+    """What was found for one block, by depth, without depths that are done without."""
+    cell, searched = load("cell"), 0 if run.study.cell.shared else block
     results = {depth: run.read("cell", {"block": block, "depth": depth}) for depth in run.study.cell.depths}
-    if missing := [depth for depth, result in results.items() if result is None]:
+    missing = [depth for depth, result in results.items() if result is None]
+    given_up = [depth for depth in missing if left_out(run, cell, {"block": searched, "depth": depth}) is not None]
+    if missing and (missing != given_up or len(missing) == len(results)):
         raise PhaseError(
             f"block {block} has no cells of depth {', '.join(map(str, missing))}; make them with: bertnas cell STUDY "
             "(or nnictl create --config experiment_configs/cell.yml)"

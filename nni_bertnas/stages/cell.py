@@ -111,4 +111,5 @@ STAGE = Stage(
     metrics=metrics,
     table=table,
     optimize="minimize",
+    spares=lambda run, done: {unit["block"] for unit in done} == {unit["block"] for unit in _units(run)},
 )

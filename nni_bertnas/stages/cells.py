@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file
 
 from nni_bertnas.artifacts import fingerprint
 from nni_bertnas.config import to_dict
@@ -15,7 +14,7 @@ from nni_bertnas.errors import PhaseError
 from nni_bertnas.machine import best_device
 from nni_bertnas.search.search import Costs, Search
 from nni_bertnas.search.strategies import find_strategy
-from nni_bertnas.stages.general import general_folder, save_shared
+from nni_bertnas.stages.general import general_folder, load_shared, save_shared
 from nni_bertnas.stages.run import Result, Run
 from nni_bertnas.store.reader import FeatureDataset, FeatureStore
 from nni_bertnas.student.candidates import Candidate
@@ -131,8 +130,8 @@ def general_cells(
         file = folder / f"cell-{mark}.safetensors"
         pl.seed_everything(run.seed(block), verbose=False)
         fresh = one.fresh(*sizes)
-        if file.is_file():
-            fresh.trained.load_state_dict(load_file(file))
+        if (known := load_shared(file)) is not None:
+            fresh.trained.load_state_dict(known)
         else:
             trainer = CellTrainer(
                 train=store, dev=run.dev, edges=edges, settings=settings, precision=study.student.precision,

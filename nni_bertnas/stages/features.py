@@ -121,4 +121,5 @@ STAGE = Stage(
     check=_check,
     fits=_unchanged,
     in_place=True,
+    checks=True,
 )

@@ -107,5 +107,6 @@ STAGE = Stage(
     model=STUDENT,
     optimize="maximize",
     alone=True,
+    spares=lambda run, done: len(done) > 0,
     missing="set supernet.students to how many you want, e.g. 5",
 )

@@ -3,6 +3,7 @@
 Made once per model and text, in a folder that all studies of a `runs_dir` share; the result names it.
 """
 
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nni_bertnas.artifacts import atomic_folder, fingerprint, read_result
+from nni_bertnas.artifacts import atomic_folder, damaged_file, fingerprint, read_result, state_fingerprint
 from nni_bertnas.data.models import load_encoder, load_tokenizer, resolve_model, weights_fingerprint
 from nni_bertnas.data.rows import UNLABELLED, Rows
 from nni_bertnas.data.task_data import data_fingerprint
@@ -25,6 +27,9 @@ from nni_bertnas.stages.stage import Stage, find
 from nni_bertnas.store.writer import SplitWriter
 from nni_bertnas.tracking.tracker import Tracker
 from nni_bertnas.training.texts import PIECES, TEXTS, piece_vectors
+
+_MARK = "fingerprint"  # of weights, in their own file
+_log = logging.getLogger(__name__)
 
 
 def _fingerprint(run: Run, unit: Unit) -> str:
@@ -44,16 +49,26 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     target = run.shared / f"general-{mark}"
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(f".{target.name}.lock")):
-        if (found := read_result(target, mark)) is None:
+        if (found := _read(target, mark)) is None:
             with atomic_folder(target) as fresh:
                 found = {"fingerprint": mark, **_write(run, fresh, tracker)}
                 run.write(fresh, found)
     return {**found, "folder": str(target.resolve())}
 
 
+def _read(folder: Path, mark: str) -> Result | None:
+    """What is there already and whole."""
+    try:
+        found = read_result(folder, mark)
+    except PhaseError:
+        found = None
+    return found if found is None or damaged_file(folder) is None else None
+
+
 def _write(run: Run, folder: Path, tracker: Tracker) -> Result:
     start, study = time.perf_counter(), run.study
-    encoder, tokenizer = load_encoder(study.teacher.model), load_tokenizer(study.teacher.model)
+    model, trusted = study.teacher.model, study.teacher.trust_remote_code
+    encoder, tokenizer = load_encoder(model, trusted), load_tokenizer(model, trusted)
     texts = general_texts(study.general.files, run.general_rows, lambda: run.data.splits["train"].texts)
     rows = tokenize(tokenizer, Rows(texts, [UNLABELLED] * len(texts)), study.task.max_length)
     edges = run.cuts if study.general.cells else ()
@@ -73,14 +88,38 @@ def general_folder(run: Run) -> Path | None:
         return None
     if (result := find(run, "general")) is None:
         raise PhaseError("there is no general text yet; make it with: bertnas general STUDY")
-    return Path(result["folder"])
+    return _folder(run, result)
+
+
+def _folder(run: Run, result: Result) -> Path:
+    """By its fingerprint: no path is taken from a file."""
+    return run.shared / f"general-{result['fingerprint']}"
 
 
 def save_shared(state: Mapping[str, Tensor], file: Path) -> None:
     """Write weights into that folder, where other processes may be at the same."""
-    fresh = file.with_name(f".{file.name}.{os.getpid()}")
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, fresh)
-    fresh.replace(file)
+    fresh, whole = file.with_name(f".{file.name}.{os.getpid()}"), {_MARK: state_fingerprint(state)}
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, fresh, metadata=whole)
+        fresh.replace(file)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def load_shared(file: Path) -> dict[str, Tensor] | None:
+    """Weights out of that folder; None where there are none, or they are not as they were written."""
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(file, "pt") as opened:
+            state, mark = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        _log.warning("%s is damaged (%s); it is made anew", file, error)
+        return None
+    if (mark or {}).get(_MARK) not in (None, state_fingerprint(state)):
+        _log.warning("%s is damaged; it is made anew", file)
+        return None
+    return state
 
 
 STAGE = Stage(
@@ -90,6 +129,6 @@ STAGE = Stage(
     make=_make,
     check=_check,
     describe=lambda run, result: f"{result['rows']} texts in {result['seconds']:.0f} s, in {result['folder']}",
-    fits=lambda run, result: Path(result["folder"]).is_dir(),
+    fits=lambda run, result: _read(_folder(run, result), result["fingerprint"]) is not None,
     missing="set general.rows to the texts that you want, e.g. 20000",
 )

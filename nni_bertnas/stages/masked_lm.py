@@ -47,6 +47,7 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
         seed=study.seed,
         report=lambda metrics: tracker.epoch(metrics, "dev_accuracy"),
         progress=tracker.progress,
+        trusted=study.teacher.trust_remote_code,
     )
     fitted.model.save_pretrained(folder)
     fitted.tokenizer.save_pretrained(folder)

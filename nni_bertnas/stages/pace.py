@@ -148,9 +148,11 @@ def _teacher(
     """Its steps and passes; leaves a teacher and features of some rows behind."""
     settings, folder = run.study.teacher, run.folder("teacher")
     source, what = resolve_model(settings.model), f"teacher.model: {settings.model}"
-    model = load_for_task(source, what, run.data.label_names, run.task, new=True).eval()
+    model = load_for_task(
+        source, what, run.data.label_names, run.task, new=True, trusted=settings.trust_remote_code
+    ).eval()
     model.save_pretrained(folder)
-    load_tokenizer(settings.model).save_pretrained(folder)
+    load_tokenizer(settings.model, settings.trust_remote_code).save_pretrained(folder)
     run.write(folder, {"num_layers": model.config.num_hidden_layers})
     features, encoder = run.folder("features"), run.load_encoder()
     model.requires_grad_(False).to(best_device())

@@ -55,7 +55,8 @@ class Sizes:
 
     def __init__(self, run: Run) -> None:
         study, splits = run.study, run.data.splits
-        self.run, tokenizer, longest = run, load_tokenizer(study.teacher.model), study.task.max_length
+        tokenizer = load_tokenizer(study.teacher.model, study.teacher.trust_remote_code)
+        self.run, longest = run, study.task.max_length
         chunks = itertools.chain(splits["train"].chunks(CHUNK), load_transfer(study.transfer, study.task, splits))
         self.train: TokenDataset = tokenize_stream(tokenizer, chunks, longest)
         self.labelled = len(splits["train"])
@@ -74,7 +75,7 @@ class Sizes:
         return Layout(
             edges=run.cuts,
             dtype=run.study.features.dtype,
-            hidden_size=load_config(run.study.teacher.model).hidden_size,
+            hidden_size=load_config(run.study.teacher.model, run.study.teacher.trust_remote_code).hidden_size,
             num_labels=0 if run.teacher_kind == "siamese" else len(run.data.label_names) or 1,
             num_rows=len(tokens),
             num_hidden_tokens=num_hidden_tokens,
@@ -122,7 +123,7 @@ def _trained(settings: TrainingSettings, sizes: Sizes, share: float = 1.0) -> in
 
 def teacher(run: Run, sizes: Sizes) -> list[Count]:
     """Fine-tuning, scored on dev after every epoch, and the scores at the end."""
-    settings, config = run.study.teacher, load_config(run.study.teacher.model)
+    settings, config = run.study.teacher, load_config(run.study.teacher.model, run.study.teacher.trust_remote_code)
     known = label_map(config, run.data.label_names, settings.fine_tune, settings.labels) is not None
     epochs, dev = 0 if known else settings.epochs, len(sizes.dev.tokens)
     steps = epochs * _steps(sizes.labelled, settings.batch_size)
@@ -142,7 +143,7 @@ def _table_passes(sizes: Sizes) -> int:
 
 def general(run: Run, sizes: Sizes) -> list[Count]:
     """One pass over general text, and over every word piece by itself between two more."""
-    vocabulary = load_config(run.study.teacher.model).vocab_size
+    vocabulary = load_config(run.study.teacher.model, run.study.teacher.trust_remote_code).vocab_size
     return [{"teacher_piece": sizes.general_pieces + 3 * vocabulary}] if run.general_rows else []
 
 

@@ -1,15 +1,16 @@
 """One study's work, opened once: where it lies, and what one reads from it."""
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from nni_bertnas.artifacts import fingerprint, read_result, write_result, write_whole
 from nni_bertnas.config import StudentSettings, Study, TrainingSettings, resolve_boundaries, to_dict, to_yaml
@@ -23,7 +24,7 @@ from nni_bertnas.store.reader import FeatureStore
 from nni_bertnas.student.build import list_shapes, resolve_shape
 from nni_bertnas.student.latency import LatencyTable
 from nni_bertnas.tracking.event_files import EVENTS, EventFiles, of_trial
-from nni_bertnas.tracking.histories import HISTORY, Record, record_name
+from nni_bertnas.tracking.histories import HISTORY, MAKER, Record, read_state, record_name, this_process, write_state
 from nni_bertnas.tracking.tracker import Book, Channel, Tracker, Watcher, start_wandb
 from nni_bertnas.training.cells import CellTrainer
 from nni_bertnas.training.probes import Probes
@@ -41,6 +42,8 @@ PROBES = "probes.npz"  # in the folder of the stage probes
 STUDY = "study.yml"  # in a run's folder, where the study was made in Python or is a smoke test
 _SECONDS = "seconds.json"
 _LATENCY_ROWS = 60
+_LOCK_SECONDS = 2.0  # of waiting that nobody need be told of
+_log = logging.getLogger(__name__)
 
 
 def unit_name(unit: Unit) -> str:
@@ -181,7 +184,7 @@ class Run:
     def cuts(self) -> list[int]:
         """The same, by the model that the teacher is fine-tuned from."""
         teacher = self.study.teacher
-        return resolve_boundaries(teacher, load_config(teacher.model).num_hidden_layers)
+        return resolve_boundaries(teacher, load_config(teacher.model, teacher.trust_remote_code).num_hidden_layers)
 
     @cached_property
     def train(self) -> FeatureStore:
@@ -209,7 +212,7 @@ class Run:
             PhaseError: There is none.
         """
         self._saved_teacher()
-        return load_classifier(self.folder("teacher"))
+        return load_classifier(self.folder("teacher"), self.study.teacher.trust_remote_code)
 
     def load_encoder(self) -> "PreTrainedModel | None":
         """What reads texts separately, the model that the teacher was fine-tuned from; None where pairs are joint."""
@@ -217,7 +220,7 @@ class Run:
 
     def load_pretrained(self) -> "PreTrainedModel":
         """The encoder that the teacher was fine-tuned from."""
-        return load_encoder(self.study.teacher.model)
+        return load_encoder(self.study.teacher.model, self.study.teacher.trust_remote_code)
 
     def _saved_teacher(self) -> Result:
         result = self.read("teacher")
@@ -269,9 +272,9 @@ class Run:
         """The result of a unit, whatever it was made from; None where there is none."""
         return read_result(self.folder(stage, unit))
 
-    def write(self, folder: Path, result: Result) -> None:
-        """Write a result and, beside it, the resolved study."""
-        write_result(folder, result, to_yaml(self.study))
+    def write(self, folder: Path, result: Result, *, deep: bool = True) -> None:
+        """Write a result and, beside it, the resolved study; see :func:`~nni_bertnas.artifacts.write_result`."""
+        write_result(folder, result, to_yaml(self.study), deep=deep)
 
     def write_study(self) -> Path:
         """Write the resolved study into its folder, for those that read a file; gives its path."""
@@ -295,7 +298,7 @@ class Run:
         """Remove the results of a stage and of all that build on it; of `general` what other studies share, too."""
         shared = self.read("general") if stage == "general" else None
         if shared is not None:
-            shutil.rmtree(shared["folder"], ignore_errors=True)
+            shutil.rmtree(self.shared / f"general-{shared['fingerprint']}", ignore_errors=True)
         for name in built_on(stage):
             shutil.rmtree(self.root / name, ignore_errors=True)
         self.refresh()
@@ -304,8 +307,40 @@ class Run:
     def lock(self, name: str) -> Iterator[None]:
         """Hold one named lock of the study across processes."""
         self.root.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.root / f".{name}.lock"):
+        lock = FileLock(self.root / f".{name}.lock")
+        try:
+            lock.acquire(timeout=_LOCK_SECONDS)
+        except Timeout:
+            _log.warning("%s: another process makes %s; this one waits for it", self.root, name)
+            lock.acquire()
+        try:
             yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the one process that makes all of the study, as long as the block lasts.
+
+        Raises:
+            PhaseError: Another one is.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        lock, folder = FileLock(self.root / ".run.lock"), self.root / HISTORY
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            who = read_state(folder, MAKER)
+            raise PhaseError(
+                f"{self.root} is being made already, by process {who.get('pid', '?')} on {who.get('host', '?')}; watch "
+                "it with: bertnas status STUDY, or end it first"
+            ) from None
+        try:
+            with suppress(OSError):
+                write_state(folder, MAKER, this_process())
+            yield
+        finally:
+            lock.release()
 
     # records
 

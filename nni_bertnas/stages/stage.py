@@ -1,20 +1,23 @@
 """The contract of all stages, and what is done with it: a unit found, made, or ensured."""
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from nni_bertnas.artifacts import atomic_folder, read_result
+from nni_bertnas.artifacts import atomic_folder, damaged_file, disk_errors, read_result
 from nni_bertnas.config import Study
-from nni_bertnas.errors import ConfigError
+from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.machine import memory_bytes, num_cores
 from nni_bertnas.stages import STAGES
 from nni_bertnas.stages.run import Result, Run, Unit, unit_name
 from nni_bertnas.study_files import check
 from nni_bertnas.tracking.histories import record_name
 from nni_bertnas.tracking.tracker import Tracker
+
+_log = logging.getLogger(__name__)
 
 
 def _numbers(run: Run, result: Result) -> dict[str, float]:
@@ -45,6 +48,8 @@ class Stage:
         optimize: Whether that number is to be low or high; None: it is no NNI experiment.
         alone: Whether no other trial may run beside one, as latency is measured.
         in_place: See above.
+        checks: Whether what lies in folders inside the result has checksums of its own, which `fits` goes by.
+        spares: Whether the study can do without those of its units that are not among some finished ones.
         missing: What to set where the study asks for no unit.
     """
 
@@ -63,6 +68,8 @@ class Stage:
     optimize: Literal["minimize", "maximize"] | None = None
     alone: bool = False
     in_place: bool = False
+    checks: bool = False
+    spares: Callable[[Run, Sequence[Unit]], bool] = lambda run, done: False
     missing: str = ""
 
 
@@ -86,8 +93,18 @@ def find(run: Run, name: str, unit: Unit | None = None) -> Result | None:
         PhaseError: What it is made from is missing.
     """
     stage, unit = load(name), unit or {}
-    result = read_result(run.folder(name, unit), stage.fingerprint(run, unit))
-    return result if result is not None and stage.fits(run, result) else None
+    folder, mark = run.folder(name, unit), stage.fingerprint(run, unit)
+    try:
+        result = read_result(folder, mark)
+    except PhaseError as error:
+        _log.warning("%s; it is made anew", str(error).partition(";")[0])
+        return None
+    if result is None or not stage.fits(run, result):
+        return None
+    if (damaged := damaged_file(folder)) is not None:
+        _log.warning("%s is damaged; it is made anew", folder / damaged)
+        return None
+    return result
 
 
 def found_whole(run: Run, stage: Stage, unit: Unit) -> Result | None:
@@ -121,7 +138,7 @@ def ensure(run: Run, name: str, unit: Unit | None = None, tracker: Tracker | Non
     stage.check(run, unit)
     for needed, part in stage.needs(run, unit):
         ensure(run, needed, part)
-    with run.lock(f"{name}-{unit_name(unit)}" if unit else name):
+    with disk_errors(run.root), run.lock(f"{name}-{unit_name(unit)}" if unit else name):
         result = find(run, name, unit)
         if result is None:
             with tracker.working():
@@ -142,7 +159,7 @@ def _make(stage: Stage, run: Run, unit: Unit, tracker: Tracker) -> Result:
     if stage.in_place:
         target.mkdir(parents=True, exist_ok=True)
         result = {"fingerprint": stage.fingerprint(run, unit), **stage.make(run, unit, target, tracker)}
-        run.write(target, result)
+        run.write(target, result, deep=not stage.checks)
         return result
     with atomic_folder(target) as folder:
         result = {"fingerprint": stage.fingerprint(run, unit), **stage.make(run, unit, folder, tracker)}

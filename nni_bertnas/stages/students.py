@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file
 from torch import nn
 
 from nni_bertnas.artifacts import fingerprint, state_fingerprint
@@ -18,7 +17,7 @@ from nni_bertnas.data.batches import make_loader, make_stream
 from nni_bertnas.data.metrics import title
 from nni_bertnas.data.tasks import task_note
 from nni_bertnas.data.tokens import tokenize
-from nni_bertnas.stages.general import general_folder, save_shared
+from nni_bertnas.stages.general import general_folder, load_shared, save_shared
 from nni_bertnas.stages.rows import all_rows, own_rows
 from nni_bertnas.stages.run import Result, Run
 from nni_bertnas.store.reader import FeatureDataset, FeatureStore
@@ -99,8 +98,8 @@ class StudentMaker:
         touched = {name: state[name] for name in state if not name.startswith(_UNTOUCHED) or name.startswith(_WEIGH)}
         start = fingerprint(to_dict(settings), self.seed, self.shape.encoding, state_fingerprint(touched))
         file = general / f"student-{start}.safetensors"
-        if file.is_file():
-            both.load_state_dict(load_file(file), strict=False)
+        if (known := load_shared(file)) is not None:
+            both.load_state_dict(known, strict=False)
             return
         store = FeatureStore(general / TEXTS)
         report = partial(tracker.epoch, default=None)

@@ -1,5 +1,7 @@
 """Stage supernet, phase 3: choose one candidate per block, chain them, train the student end to end, save it."""
 
+import logging
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -7,18 +9,20 @@ from pathlib import Path
 
 from nni_bertnas.artifacts import fingerprint
 from nni_bertnas.config import StudentSettings, to_dict
+from nni_bertnas.errors import CandidateError, PhaseError
 from nni_bertnas.search.shapes import search_shapes, shape_name
 from nni_bertnas.stages.cells import load_ranked, read_rankings
 from nni_bertnas.stages.choice import Chosen, choose
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, load, stage_fingerprint
 from nni_bertnas.stages.students import FIDELITY, STUDENT, StudentMaker, describe, metrics
-from nni_bertnas.student.candidates import no_layer
+from nni_bertnas.student.candidates import Candidate, no_layer
 from nni_bertnas.tracking.tracker import Tracker
 from search_space.cells import spell
 
 SEARCHED = "searched"
 BAG = "bag"
+_log = logging.getLogger(__name__)
 
 
 def _fingerprint(run: Run, unit: Unit) -> str:
@@ -74,13 +78,28 @@ def _final(maker: StudentMaker, finalists: Sequence[Chosen], made: Result, track
     if len(finalists) == 1:
         return finalists[0]
     errors = [
-        maker.judge(candidates, tracker.part(f"finalist{number}")) for number, (_, candidates) in enumerate(finalists)
+        _error(maker, candidates, tracker.part(f"finalist{number}")) for number, (_, candidates) in enumerate(finalists)
     ]
+    if math.isinf(min(errors)):
+        raise PhaseError("no finalist could be trained; see the log and lower supernet.learning_rate")
     made["finalists"] = [
-        {"cells": [spell(one.architecture) for one in candidates], "score": combination.score, FIDELITY: error}
+        {
+            "cells": [spell(one.architecture) for one in candidates],
+            "score": combination.score,
+            FIDELITY: error if math.isfinite(error) else None,
+        }
         for (combination, candidates), error in zip(finalists, errors, strict=True)
     ]
     return finalists[errors.index(min(errors))]
+
+
+def _error(maker: StudentMaker, candidates: Sequence[Candidate], tracker: Tracker) -> float:
+    """What :meth:`StudentMaker.judge` gives; of one that does not train the greatest there is."""
+    try:
+        return maker.judge(candidates, tracker)
+    except CandidateError as error:
+        _log.warning("%s: %s", "; ".join(map(str, candidates)), error)
+        return math.inf
 
 
 STAGE = Stage(

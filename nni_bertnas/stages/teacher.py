@@ -20,9 +20,10 @@ from nni_bertnas.training.teacher import make_teacher
 
 
 def _fingerprint(run: Run, unit: Unit) -> str:
-    """Of data, source weights, settings; not of where it is cut."""
+    """Of data, source weights, settings; not of where it is cut, nor of who may run code."""
     settings = to_dict(run.study.teacher)
-    del settings["num_blocks"], settings["boundaries"], settings["kind"]
+    for name in ("num_blocks", "boundaries", "kind", "trust_remote_code"):
+        del settings[name]
     weights = weights_fingerprint(resolve_model(run.study.teacher.model))
     return fingerprint(run.study.seed, data_fingerprint(run.study.task), weights, settings)
 

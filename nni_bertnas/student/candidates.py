@@ -7,8 +7,10 @@ from pathlib import Path
 from statistics import median_high
 from typing import Any, TypeVar
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from nni_bertnas.artifacts import check_whole, own_file
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.student.cost import cell_call, count_flops, count_params, measure_latency_ms
 from search_space.cells import Architecture, Cell, build_cell, spell
@@ -90,10 +92,11 @@ class Candidate:
             PhaseError: Its weights are missing or do not fit.
         """
         found = self.fresh(teacher_size, hidden_size)
-        path = folder / self.weights
+        path = own_file(folder, self.weights)
+        check_whole(folder)
         try:
             found.trained.load_state_dict(load_file(path))
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise PhaseError(
                 f"{path} is missing or damaged ({error}); make it anew with bertnas run --force"
             ) from error

@@ -20,9 +20,11 @@ import psutil
 from nni_bertnas.artifacts import write_whole
 
 HISTORY = "history"  # folder under a run's root
-OUTLINE, WEB_UI = "outline", "web_ui"  # beside the states of units: what the study asks for, and where NNI's web UI is
+# Beside the states of units: what the study asks for, where NNI's web UI is, which process makes all of it.
+OUTLINE, WEB_UI, MAKER = "outline", "web_ui", "maker"
 _LONGEST = 120  # characters of a file's name without its ending
 _TAIL_BYTES = 1 << 16  # of a history, that the last epoch is looked for in
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _log = logging.getLogger(__name__)
 
 
@@ -168,10 +170,31 @@ def read_state(folder: Path, name: str) -> dict[str, Any]:
 
 
 def this_process() -> dict[str, Any]:
-    """What tells this process from all others."""
+    """What tells this process from all others, and when that was written down, whatever the clock is set to."""
     own, job = psutil.Process(), os.environ.get("SLURM_JOB_ID")
-    found = {"pid": own.pid, "created": own.create_time(), "host": socket.gethostname()}
+    found = {
+        "pid": own.pid, "created": _since_boot(own), "boot": _boot(), "host": socket.gethostname(),
+        "monotonic": time.monotonic(),
+    }  # fmt: skip
     return found if job is None else found | {"slurm_job": job}
+
+
+def _since_boot(process: psutil.Process) -> float:
+    """When a process was made, in seconds since the start of the machine."""
+    return float(process.create_time() - psutil.boot_time())
+
+
+def _boot() -> str:
+    """What tells this start of the machine from others; empty where the system does not say."""
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def seconds_since(state: Mapping[str, Any]) -> float:
+    """How long ago a process of this machine wrote down a state."""
+    return max(0.0, time.monotonic() - float(state["monotonic"]))
 
 
 def is_alive(state: Mapping[str, Any]) -> bool | None:
@@ -180,7 +203,8 @@ def is_alive(state: Mapping[str, Any]) -> bool | None:
         return None
     try:
         process = psutil.Process(int(state["pid"]))
-        same = abs(process.create_time() - float(state["created"])) < 1  # a number is given to another one later
+        # A number is given to another process later.
+        same = state.get("boot") == _boot() and abs(_since_boot(process) - float(state["created"])) < 1
         return same and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.Error, KeyError, ValueError, TypeError):
         return False

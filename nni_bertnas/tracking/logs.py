@@ -4,7 +4,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -35,6 +35,11 @@ class _Once(logging.FileHandler):
     def format(self, record: logging.LogRecord) -> str:
         """Without the marks that NNI makes colours of."""
         return re.sub(r"\$\{[A-Z]+\}", "", super().format(record))
+
+    def close(self) -> None:
+        """Called by logging."""
+        with suppress(OSError):  # as below
+            super().close()
 
     def handleError(self, record: logging.LogRecord) -> None:
         """A full disk is no reason to stop, nor to say so at every line."""

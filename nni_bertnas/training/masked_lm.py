@@ -123,7 +123,7 @@ class FittedModel:
 
 def fit_masked_lm(
     name: str, train: Rows, dev: Rows, *, epochs: int, max_length: int, seed: int, report: Report,
-    progress: Progress = unwatched,
+    progress: Progress = unwatched, trusted: bool = False,
 ) -> FittedModel:  # fmt: skip
     """Fit a masked language model to texts, from an encoder.
 
@@ -136,14 +136,17 @@ def fit_masked_lm(
         seed: Of the training.
         report: Takes the metrics of every epoch.
         progress: Takes the steps done.
+        trusted: Whether code that comes with the model is run.
 
     Raises:
         ConfigError: The model cannot be loaded or is of no kind that has a masked language model.
     """
     pl.seed_everything(seed, verbose=False)
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(name, trusted)
     what = f"teacher.model: {name}, as a masked language model"
-    model = load_checked(AutoModelForMaskedLM, resolve_model(name), what, new=new_head, dtype=torch.float32)
+    model = load_checked(
+        AutoModelForMaskedLM, resolve_model(name), what, new=new_head, trusted=trusted, dtype=torch.float32
+    )
     tokens = {split: tokenize(tokenizer, rows, max_length) for split, rows in (("train", train), ("dev", dev))}
     loaders = {
         split: make_loader(data, _BATCH_SIZE, shuffle=split == "train", seed=seed) for split, data in tokens.items()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nni_bertnas.artifacts import load_arrays
 from nni_bertnas.data.batches import make_loader
 from nni_bertnas.data.rows import UNLABELLED
 from nni_bertnas.store.reader import FeatureDataset, FeatureStore
@@ -73,12 +74,13 @@ class Probes:
     @classmethod
     def load(cls, path: Path) -> "Probes":
         """Read them."""
-        with np.load(path) as arrays:
-            weights, biases, quality = (torch.from_numpy(arrays[name]) for name in ("weights", "biases", "quality"))
-            return cls(
-                edges=tuple(arrays["edges"].tolist()), weights=weights, biases=biases, quality=quality,
-                separate=bool(arrays["separate"]),
-            )  # fmt: skip
+        names = ("weights", "biases", "quality")
+        arrays = load_arrays(path, (*names, "edges", "separate"), "bertnas probes STUDY")
+        weights, biases, quality = (torch.from_numpy(arrays[name]) for name in names)
+        return cls(
+            edges=tuple(arrays["edges"].tolist()), weights=weights, biases=biases, quality=quality,
+            separate=bool(arrays["separate"]),
+        )  # fmt: skip
 
 
 def probe_features(hidden: Tensor, mask: Tensor, separate: bool) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nni_bertnas.artifacts import load_arrays
 from nni_bertnas.data.rows import UNLABELLED
 
 _DEGREE = 3  # of the polynomial from cosine to score
@@ -66,8 +67,8 @@ class Siamese:
     @classmethod
     def load(cls, path: Path) -> "Siamese":
         """Read it."""
-        with np.load(path) as arrays:
-            return cls(arrays["weights"], float(arrays["share"]), arrays["scales"])
+        arrays = load_arrays(path, ("weights", "share", "scales"), "bertnas features STUDY")
+        return cls(arrays["weights"], float(arrays["share"]), arrays["scales"])
 
 
 def cosines(vectors: np.ndarray) -> np.ndarray:

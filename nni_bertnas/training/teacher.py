@@ -170,14 +170,14 @@ def make_teacher(
     """
     spec, source = task_spec(task), resolve_model(settings.model)
     pl.seed_everything(seed, verbose=False)
-    what, tokenizer = f"teacher.model: {settings.model}", load_tokenizer(settings.model)
+    what, tokenizer = f"teacher.model: {settings.model}", load_tokenizer(settings.model, settings.trust_remote_code)
     _check_pieces(tokenizer, data, what)
-    config = load_config(settings.model)
+    config = load_config(settings.model, settings.trust_remote_code)
     order = label_map(config, data.label_names, settings.fine_tune, settings.labels)
     if order is not None:
         _check_problem(config, spec)
     resolve_boundaries(settings, config.num_hidden_layers)
-    model = load_for_task(source, what, data.label_names, spec, new=order is None)
+    model = load_for_task(source, what, data.label_names, spec, new=order is None, trusted=settings.trust_remote_code)
     check(model, tokenizer)
     loaders = {
         split: make_loader(
@@ -203,7 +203,7 @@ def make_teacher(
 
 
 def load_for_task(
-    source: str, what: str, label_names: Sequence[str], spec: TaskSpec, *, new: bool
+    source: str, what: str, label_names: Sequence[str], spec: TaskSpec, *, new: bool, trusted: bool = False
 ) -> "PreTrainedModel":
     """A classifier with a task's outputs.
 
@@ -213,6 +213,7 @@ def load_for_task(
         label_names: Of the task; none for a score.
         spec: The task.
         new: Whether its head is to be learnt; another task's is not wanted then.
+        trusted: Whether code that comes with it is run.
 
     Raises:
         ConfigError: It cannot be loaded whole.
@@ -223,6 +224,7 @@ def load_for_task(
         source,
         what,
         new=new_head if new else lambda name, base: False,
+        trusted=trusted,
         id2label=names,
         label2id={name: number for number, name in names.items()},
         problem_type=spec.problem_type,

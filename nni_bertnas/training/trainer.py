@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import nn
 
+from nni_bertnas.errors import CandidateError
 from nni_bertnas.machine import Span, mixed_precision
 from nni_bertnas.tracking.tracker import Progress
 
@@ -57,6 +58,9 @@ class StepReport(pl.Callback):
 class KeepBest(pl.Callback):
     """Remembers the weights of the epoch with the highest metric and puts them into a model when training ends.
 
+    Raises:
+        CandidateError: At the end, where the weights were no finite numbers after any epoch.
+
     Args:
         metric: The higher, the better.
         model: Takes the weights.
@@ -74,14 +78,21 @@ class KeepBest(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called by Lightning."""
         value = float(trainer.callback_metrics[self.metric])
-        if value > self.best:
+        if value > self.best and _finite(self.judged()):
             self.best, self.epoch = value, trainer.current_epoch
             self.metrics = {name: float(metric) for name, metric in trainer.callback_metrics.items()}
             self._weights = copy.deepcopy(self.judged().state_dict())
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called by Lightning."""
+        if not self._weights:
+            raise CandidateError("the training left no finite weights after any epoch; lower its learning_rate")
         self.model.load_state_dict(self._weights)
+
+
+def _finite(model: nn.Module) -> bool:
+    """Whether all weights are numbers: what is measured of others may look like a score."""
+    return all(bool(one.isfinite().all()) for one in model.parameters())
 
 
 class Clock(pl.Callback):

@@ -184,6 +184,7 @@ def test_no_submission_for_own_data(built: Run, tmp_path: Path, capsys: pytest.C
     config = json.loads((folder / "config.json").read_text())
     config["bertnas_task"]["name"] = "custom"
     (folder / "config.json").write_text(json.dumps(config))
+    (folder / "checksums.json").unlink()  # as it is changed on purpose
     assert main(["predict", str(folder), str(tmp_path), "--glue-submission", str(tmp_path / "x.zip")]) != 0
     assert "not one of GLUE's" in capsys.readouterr().err
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from keys import KEYS, check_no_keys
 from tiny import tiny_run
 from wandb_log import read_offline_runs
 
@@ -29,6 +30,7 @@ def start(root: Path, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(
         [*start_command("run"), *arguments],
         cwd=root,
+        env={**os.environ, **KEYS},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -88,6 +90,8 @@ def test_run_reuse_force_and_interrupt(tmp_path: Path) -> None:
         assert part in text, text
     assert not nni_processes(tmp_path)
     check_tracking(run.root)
+    assert list(run.root.rglob("*.wandb")) and list(run.root.glob("nni/*/log/*"))
+    check_no_keys(tmp_path, [text])
     log = (run.root / "bertnas.log").read_text()
     assert all(line in log for line in text.splitlines() if line.startswith(("cell", "block", "wall time")))
     assert "[cell-block0_depth1]" in log  # what a trial's own process told

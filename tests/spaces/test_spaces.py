@@ -313,7 +313,7 @@ def test_what_is_missing_or_wrong_is_named() -> None:
         find_space("no_such_module.Mine")
     with pytest.raises(ValueError, match=r"must be a subclass of search_space\.cells\.Body"):
         find_space("torch.nn.Linear")
-    with pytest.raises(ValueError, match=r"must be a torch\.nn\.Module"):
+    with pytest.raises(ValueError, match=r"must be a class of torch\.nn\.Module"):
         Space.of("layers", 1, 8, ["zero", "builtins.str"])
 
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nni_bertnas import __version__
 from nni_bertnas.config import to_dict
+from nni_bertnas.errors import ConfigError
 from nni_bertnas.machine import best_device, memory_bytes
 from nni_bertnas.stages import STAGES
 from nni_bertnas.stages.run import Result, Run
 from nni_bertnas.student.latency import describe_machine
+from nni_bertnas.yaml_files import read_yaml
 
 _PACKAGES = ("torch", "transformers", "pytorch-lightning", "nni", "numpy", "scipy", "scikit-learn")
 
@@ -73,8 +73,8 @@ def differing(run: Run, folder: Path) -> list[str]:
         folder: Of the result.
     """
     try:
-        before = _flat(yaml.safe_load((folder / "study.yml").read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError):
+        before = _flat(read_yaml(folder / "study.yml"))
+    except ConfigError:
         return []
     now = _flat(to_dict(run.study))
     return [name for name in sorted(now | before) if now.get(name) != before.get(name)]
