@@ -4,6 +4,8 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from nni_bertnas.artifacts import file_fingerprint, fingerprint
 from nni_bertnas.data.loading import check_source, load_checked, load_tokenizer_of, loading, new_pooler
 from nni_bertnas.errors import ConfigError
@@ -104,3 +106,16 @@ def weights_fingerprint(model: str) -> str:
         return model
     files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in _READ)
     return fingerprint([(file.name, file_fingerprint(file)) for file in files if file.name not in _OURS])
+
+
+def without_hooks(model: nn.Module) -> nn.Module:
+    """A model that can be copied to another process: transformers sets hooks when hidden states are first asked for.
+
+    It sets them anew when they are asked for again.
+    """
+    for module in model.modules():
+        for number, hook in list(module._forward_hooks.items()):
+            if getattr(hook, "__module__", "") == "transformers.utils.output_capturing":
+                del module._forward_hooks[number]
+        module.__dict__.pop("_output_capturing_hooks_installed", None)
+    return model

@@ -172,6 +172,7 @@ STAGE = Stage(
     metrics=metrics,
     model=STUDENT,
     optimize="maximize",
+    devices="supernet",
     alone=True,
     missing="set baseline.students, e.g. to {random: 3, uniform: 1}",
 )
