@@ -33,6 +33,7 @@ _END_SECONDS = 5.0
 _LOG_LINES = 5
 _START = "from nni_bertnas.ranks import serve; serve()"
 _active: "Ranks | None" = None  # of this process, while a unit is made
+_line: Connection | None = None  # of another rank, to rank 0
 _in_step = False  # whether all ranks are at the same
 
 
@@ -49,6 +50,8 @@ class Ranks:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._lines: list[Connection] = []
         self._folder: Path | None = None
+        self._heard: list[Any] = []
+        self._answers: dict[int, tuple[bool, Any]] = {}
 
     @contextlib.contextmanager
     def working(self, function: Callable[..., Any], *arguments: Any) -> Iterator[list[Any]]:
@@ -89,7 +92,8 @@ class Ranks:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         for rank in range(1, self.size):
             own, other = Pipe()
-            command = [sys.executable, "-c", _START, *map(str, (other.fileno(), self._folder, rank, self.size, threads))]
+            told = other.fileno(), self._folder, rank, self.size, threads
+            command = [sys.executable, "-c", _START, *map(str, told)]
             with (self._folder / f"{rank}.log").open("wb") as log:
                 process = subprocess.Popen(
                     command, env=environment, pass_fds=[other.fileno()], stdin=subprocess.DEVNULL, stdout=log,
@@ -112,12 +116,29 @@ class Ranks:
                 f"{self.size}"
             )
 
-    def _receive(self, rank: int) -> Any:
+    def heard(self) -> list[Any]:
+        """What other ranks have told since the last call, see :func:`tell`."""
+        for rank, line in enumerate(self._lines, 1):
+            while rank not in self._answers and line.poll():
+                self._read(rank)
+        found, self._heard = self._heard, []
+        return found
+
+    def _read(self, rank: int) -> None:
         try:
             good, result = self._lines[rank - 1].recv()
         except (EOFError, OSError):
             code = self._processes[rank - 1].wait()
             good, result = False, f"it ended with {code}: {self._last_words(rank)}"
+        if good is None:
+            self._heard.append(result)
+        else:
+            self._answers[rank] = good, result
+
+    def _receive(self, rank: int) -> Any:
+        while rank not in self._answers:
+            self._read(rank)
+        good, result = self._answers.pop(rank)
         if not good:
             raise PhaseError(
                 f"process {rank} of {self.size} failed, {result}; run the same again, or set {self.field} to 1"
@@ -133,7 +154,7 @@ class Ranks:
         """Raise for the rank that failed first, where this one failed for its sake alone."""
         time.sleep(0.5)  # that the message is there
         for rank, line in enumerate(self._lines, 1):
-            if self._processes[rank - 1].poll() is not None or line.poll():
+            if rank in self._answers or line.poll() or self._processes[rank - 1].poll() is not None:
                 try:
                     self._receive(rank)
                 except PhaseError as first:
@@ -149,7 +170,7 @@ class Ranks:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        self._processes, self._lines = [], []
+        self._processes, self._lines, self._answers = [], [], {}
         if distributed.is_initialized():
             distributed.destroy_process_group()
         if self._folder is not None:
@@ -191,6 +212,12 @@ def in_step() -> Iterator[None]:
         _in_step = False
 
 
+def tell(value: Any) -> None:
+    """Let rank 0 know of a part of what this other rank does, before it is done with all."""
+    assert _line is not None
+    _line.send((None, value))
+
+
 def size() -> int:
     """How many processes do the same as this one."""
     return distributed.get_world_size() if _in_step else 1
@@ -198,7 +225,12 @@ def size() -> int:
 
 def rank() -> int:
     """The number of this process among them."""
-    return distributed.get_rank() if _in_step else 0
+    return number() if _in_step else 0
+
+
+def number() -> int:
+    """The number of this process, whatever the others do."""
+    return distributed.get_rank()
 
 
 def shares(counts: torch.Tensor) -> torch.Tensor:
@@ -292,31 +324,32 @@ def _all_rows(parameter: torch.nn.Parameter) -> torch.Tensor:
     distributed.all_gather(of_values, padded)
     every = [(one[:count], two[:count]) for one, two, count in zip(of_rows, of_values, counts.tolist(), strict=True)]
     indices, entries = (torch.cat(part) for part in zip(*every, strict=True))
-    return torch.sparse_coo_tensor(indices[None], entries / size(), parameter.shape).coalesce()
+    return torch.sparse_coo_tensor(indices[None], entries / size(), parameter.shape, check_invariants=False).coalesce()
 
 
-def _join(folder: Path, number: int, total: int) -> None:
+def _join(folder: Path, own: int, total: int) -> None:
     if sys.platform == "linux":  # gloo takes the address of the host's name otherwise, which others may reach
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     backend = "gloo"
     if best_device().type == "cuda":
-        torch.cuda.set_device(number)
+        torch.cuda.set_device(own)
         backend = "cpu:gloo,cuda:nccl"
     distributed.init_process_group(
-        backend, init_method=f"file://{folder}/store", rank=number, world_size=total, timeout=_TIMEOUT
+        backend, init_method=f"file://{folder}/store", rank=own, world_size=total, timeout=_TIMEOUT
     )
 
 
 def serve() -> None:
     """Be another rank, until rank 0 hangs up; the command line says of whom."""
-    file, folder, number, total, threads = sys.argv[1:]
+    file, folder, own, total, threads = sys.argv[1:]
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    line = Connection(int(file))
+    global _line
+    line = _line = Connection(int(file))
     torch.set_num_threads(int(threads))
     quiet_libraries()
     line.send((True, None))
-    _join(Path(folder), int(number), int(total))
+    _join(Path(folder), int(own), int(total))
     with contextlib.suppress(EOFError, OSError):
         while True:
             content = line.recv_bytes()

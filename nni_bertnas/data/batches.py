@@ -4,7 +4,7 @@ import bisect
 import dataclasses
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -134,7 +134,7 @@ class StreamBatches(torch.utils.data.Sampler[list[int]]):
         self.count = sum(map(len, self.parts)) if epoch_rows is None else -(-epoch_rows // batch_size)
         self.stream = self._stream()
 
-    def _stream(self) -> Iterator[list[int]]:
+    def _stream(self) -> Generator[list[int], None, None]:
         firsts = np.cumsum([0, *(len(part.lengths) for part in self.parts)])
         while True:
             batches = [

@@ -13,7 +13,6 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nni_bertnas import ranks
 from nni_bertnas.artifacts import fingerprint, write_whole
 from nni_bertnas.data.batches import Batch, LengthBatches, TokenDataset, model_inputs
 from nni_bertnas.errors import PhaseError
+from nni_bertnas.machine import best_device
 from nni_bertnas.store.layout import ARRAYS, INDEX, Index, Layout, decode, encode, hidden_offsets
 from nni_bertnas.tracking.tracker import Progress, unwatched
 from search_space.heads import split_pairs
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _SHARDS = "shards.json"
+_MODELS = ("teacher", "encoder")
 _SHARD_TOKENS = 1 << 15
 BATCH_SIZE = 64  # rows
 _READ_BYTES = 1 << 24
@@ -118,12 +120,13 @@ class SplitWriter:
             path = self.folder / f"{name}.bin"
             path.touch()
             os.truncate(path, file.count * file.row_bytes)
-        for number, (first, stop) in enumerate(self.rows):
-            if str(number) not in shards:
-                shards[str(number)] = self._write_shard(number, partial(_report, progress, first, len(data)))
-                write_whole(self.folder / _SHARDS, json.dumps({"plan": plan, "shards": shards}))
-            progress(stop, len(data))
-        index = self._index(list(shards.values()))
+        missing = [number for number in range(len(self.rows)) if str(number) not in shards]
+        progress(self._count(shards), len(data))
+        for number, shard in self._make(missing, lambda done: progress(self._count(shards) + done, len(data))):
+            shards[str(number)] = shard
+            write_whole(self.folder / _SHARDS, json.dumps({"plan": plan, "shards": shards}))
+            progress(self._count(shards), len(data))
+        index = self._index([shards[str(number)] for number in range(len(self.rows))])
         index.write(self.folder)
         return index
 
@@ -140,6 +143,35 @@ class SplitWriter:
         for number in sorted(set(before["shards"]) - set(kept), key=int):
             _log.warning("%s: shard %s of %d is damaged; it is made anew", self.folder, number, len(self.rows))
         return kept
+
+    def _count(self, shards: Mapping[str, Any]) -> int:
+        """The rows of some shards."""
+        return sum(stop - first for number, (first, stop) in enumerate(self.rows) if str(number) in shards)
+
+    def _make(self, numbers: Sequence[int], report: Callable[[int], None]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Shards as they are made, in turns by all ranks where there are others."""
+        others = ranks.active() if len(numbers) > 1 else None
+        if others is None:
+            yield from ((number, self._write_shard(number, report)) for number in numbers)
+            return
+        with others.working(_write_shards, self, numbers, others.size):
+            for number in numbers[:: others.size]:
+                yield number, self._write_shard(number, report)
+                yield from others.heard()
+        yield from others.heard()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, where transformers has to build the models anew to give their hidden states."""
+        models = {name: _packed(getattr(self, name)) for name in _MODELS}
+        return self.__dict__ | models
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {name: _unpacked(state[name]) for name in _MODELS}
+
+    @property
+    def _device(self) -> torch.device:
+        known = self.vectors is not None and self.teacher is None
+        return torch.device("cpu") if known else self._reader.device
 
     def _range(self, name: str, number: int) -> tuple[int, int]:
         """The bytes of a shard in one of the files."""
@@ -178,7 +210,7 @@ class SplitWriter:
     ) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
         """What goes into the files of the rows from `first` to `stop`, and the sums of which the index is made."""
         data, offsets, dtype = self.data, self.hidden_offsets, self.layout.dtype
-        device = self._reader.device if self.vectors is None or self.teacher is not None else torch.device("cpu")
+        device = self._device
         base = int(offsets[first])
         buffers = {
             name: torch.empty(
@@ -229,8 +261,30 @@ class SplitWriter:
         )
 
 
-def _report(progress: Progress, first: int, total: int, done: int) -> None:
-    progress(first + done, total)
+_Packed = tuple[type, Any, torch.dtype, dict[str, Tensor]]
+
+
+def _packed(model: "PreTrainedModel | None") -> _Packed | None:
+    """What a model can be built of in another process."""
+    if model is None:
+        return None
+    state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    return type(model), model.config, model.dtype, state
+
+
+def _unpacked(packed: _Packed | None) -> "PreTrainedModel | None":
+    if packed is None:
+        return None
+    kind, config, dtype, state = packed
+    model: PreTrainedModel = kind(config).to(dtype)
+    model.load_state_dict(state)
+    return model.eval().to(best_device())
+
+
+def _write_shards(writer: SplitWriter, numbers: Sequence[int], size: int) -> None:
+    """What another rank does of :meth:`SplitWriter._make`."""
+    for number in numbers[ranks.number() :: size]:
+        ranks.tell((number, writer._write_shard(number, lambda done: None)))
 
 
 def run_models(

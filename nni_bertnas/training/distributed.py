@@ -68,16 +68,16 @@ class RankTrainer(pl.Trainer):
         self._options, self._others = options, ranks.active()
         super().__init__(**options, **(_together(self._others.size) if self._others else {}))
 
-    def fit(self, model: Any, train_dataloaders: Any = None, val_dataloaders: Any = None, *more: Any, **named: Any) -> None:
+    def fit(self, model: Any, train_dataloaders: Any = None, val_dataloaders: Any = None, **named: Any) -> None:
         """Train a module, in place in this process; the arguments are Lightning's."""
+        loaders = train_dataloaders, val_dataloaders
         if self._others is None:
-            super().fit(model, train_dataloaders, val_dataloaders, *more, **named)
+            super().fit(model, *loaders, **named)
             return
         options = self._options | {"callbacks": list(filter(_everywhere, self._options.get("callbacks") or ()))}
-        loaders = train_dataloaders, val_dataloaders
-        with self._others.working(_fit, torch.initial_seed(), options, without_hooks(model.cpu()), loaders, more, named):
-            with ranks.in_step():
-                super().fit(model, *map(_of_this_rank, loaders), *more, **named)
+        seed, model = torch.initial_seed(), without_hooks(model.cpu())
+        with self._others.working(_fit, seed, options, model, loaders, named), ranks.in_step():
+            super().fit(model, *map(_of_this_rank, loaders), **named)
 
 
 def _together(size: int) -> dict[str, Any]:
@@ -93,14 +93,12 @@ def _everywhere(callback: pl.Callback) -> bool:
     return isinstance(callback, pl.callbacks.EarlyStopping) or getattr(callback, "everywhere", False)
 
 
-def _fit(
-    seed: int, options: Mapping[str, Any], model: Any, loaders: tuple[Any, Any], more: Any, named: Mapping[str, Any]
-) -> None:
+def _fit(seed: int, options: Mapping[str, Any], model: Any, loaders: tuple[Any, Any], named: Mapping[str, Any]) -> None:
     """What the other ranks do while rank 0 trains."""
     with ranks.in_step():
         torch.manual_seed(seed + ranks.rank())  # dropout is each rank's own
         trainer = pl.Trainer(**options, **_together(ranks.size()))
-        trainer.fit(model, *map(_of_this_rank, loaders), *more, **named)
+        trainer.fit(model, *map(_of_this_rank, loaders), **named)
 
 
 def _of_this_rank(loader: Any) -> Any:
