@@ -25,7 +25,7 @@ import torch
 from torch import distributed
 
 from nni_bertnas import quiet_libraries
-from nni_bertnas.errors import BertnasError, ConfigError, PhaseError
+from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.machine import best_device
 
 _TIMEOUT = timedelta(minutes=10)  # of one exchange
@@ -76,7 +76,7 @@ class Ranks:
             yield results
             results += [self._receive(rank) for rank in range(1, self.size)]
         except BaseException as error:  # the others wait for this one, or this one waited for them
-            if isinstance(error, Exception) and not isinstance(error, BertnasError):
+            if isinstance(error, RuntimeError) and _lost(error):
                 self._blame(error)
             raise
         finally:
@@ -89,7 +89,9 @@ class Ranks:
         self._check()
         self._folder = Path(tempfile.mkdtemp(prefix="bertnas-ranks-"))  # nobody else may connect
         threads = max(1, torch.get_num_threads() // self.size)
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        # No trial of NNI's, whoever this process is.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("NNI_")}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         for rank in range(1, self.size):
             own, other = Pipe()
             told = other.fileno(), self._folder, rank, self.size, threads
@@ -126,7 +128,7 @@ class Ranks:
 
     def _read(self, rank: int) -> None:
         try:
-            good, result = self._lines[rank - 1].recv()
+            good, result = pickle.loads(self._lines[rank - 1].recv_bytes())
         except (EOFError, OSError):
             code = self._processes[rank - 1].wait()
             good, result = False, f"it ended with {code}: {self._last_words(rank)}"
@@ -214,8 +216,12 @@ def in_step() -> Iterator[None]:
 
 def tell(value: Any) -> None:
     """Let rank 0 know of a part of what this other rank does, before it is done with all."""
+    _say(None, value)
+
+
+def _say(good: bool | None, value: Any) -> None:
     assert _line is not None
-    _line.send((None, value))
+    _line.send_bytes(pickle.dumps((good, value)))  # not by its own means, which would share tensors' memory
 
 
 def size() -> int:
@@ -327,6 +333,11 @@ def _all_rows(parameter: torch.nn.Parameter) -> torch.Tensor:
     return torch.sparse_coo_tensor(indices[None], entries / size(), parameter.shape, check_invariants=False).coalesce()
 
 
+def _lost(error: RuntimeError) -> bool:
+    """Whether it says that another rank is gone; gloo has no kind of its own."""
+    return isinstance(error, distributed.DistError) or "gloo" in str(error)
+
+
 def _join(folder: Path, own: int, total: int) -> None:
     if sys.platform == "linux":  # gloo takes the address of the host's name otherwise, which others may reach
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -348,19 +359,18 @@ def serve() -> None:
     line = _line = Connection(int(file))
     torch.set_num_threads(int(threads))
     quiet_libraries()
-    line.send((True, None))
+    _say(True, None)
     _join(Path(folder), int(own), int(total))
     with contextlib.suppress(EOFError, OSError):
         while True:
             content = line.recv_bytes()
             try:
                 function, arguments = pickle.loads(content)
-                answer = True, function(*arguments)
+                _say(True, function(*arguments))
             except BaseException as error:
                 traceback.print_exc()
-                line.send((False, f"{type(error).__name__}: {error}"))
+                _say(False, f"{type(error).__name__}: {error}")
                 break
-            line.send(answer)
     os._exit(0)  # no word to ranks that may be gone
 
 

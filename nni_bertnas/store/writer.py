@@ -124,7 +124,7 @@ class SplitWriter:
         progress(self._count(shards), len(data))
         for number, shard in self._make(missing, lambda done: progress(self._count(shards) + done, len(data))):
             shards[str(number)] = shard
-            write_whole(self.folder / _SHARDS, json.dumps({"plan": plan, "shards": shards}))
+            write_whole(self.folder / _SHARDS, json.dumps({"plan": plan, "shards": shards}, sort_keys=True))
             progress(self._count(shards), len(data))
         index = self._index([shards[str(number)] for number in range(len(self.rows))])
         index.write(self.folder)

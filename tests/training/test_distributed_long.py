@@ -1,0 +1,167 @@
+"""Every stage and search by two real processes, against one; minutes, so with BERTNAS_DDP=1 alone."""
+
+import filecmp
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from planted import make_search, make_trainer, plant
+from ranked import CLOSE, Paths, alike, averaged_gradients, distil, fail, student_run
+from tiny import Recorder, chain_cell, tiny_run, write_tiny_model, write_tiny_task
+
+from nni_bertnas import ranks
+from nni_bertnas.errors import ConfigError, PhaseError
+from nni_bertnas.search.strategies import STRATEGIES
+from nni_bertnas.stages.run import Run
+from nni_bertnas.stages.stage import ensure
+from nni_bertnas.store import writer
+
+pytestmark = [pytest.mark.ddp, pytest.mark.skipif("BERTNAS_DDP" not in os.environ, reason="minutes; set BERTNAS_DDP=1")]
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model without dropout, and its task."""
+    root = tmp_path_factory.mktemp("ddp")
+    config = write_tiny_model(root / "model") / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | NO_DROPOUT))
+    write_tiny_task(root / "data")
+    return root
+
+
+def both(root: Path, stages: dict[str, dict[str, Any]], **sections: Any) -> tuple[list[Run], list[dict[str, Recorder]]]:
+    """Units of stages made by one process, and by two, in a run folder each."""
+    runs, recorders = [], []
+    for size in (1, 2):
+        devices = dict.fromkeys(("teacher", "features", "cell", "block", "supernet"), size)
+        runs.append(tiny_run(root, name=f"by_{size}", devices=devices, student={"dropout": 0.0}, **sections))
+        recorders.append({stage: Recorder() for stage in stages})
+        for stage, unit in stages.items():
+            ensure(runs[-1], stage, unit, recorders[-1][stage])
+    return runs, recorders
+
+
+def test_teacher_features_and_block_of_a_study(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "_SHARD_TOKENS", 256)
+    stages = {"teacher": {}, "features": {}, "cell": {"block": 0, "depth": 1}, "block": {"block": 0}}
+    runs, recorders = both(root, stages, cell={"strategy": "darts"})
+    for stage in ("teacher", "cell", "block"):
+        curves = [one[stage].epochs for one in recorders]
+        print(stage, *curves, sep="\n")
+        assert alike(curves[1], curves[0]) < CLOSE if len(curves[0]) > 1 else curves[0]
+    print(*(run.read("block", {"block": 0}) for run in runs), sep="\n")
+    scores = [[one["score"] for one in run.read("block", {"block": 0})["candidates"]] for run in runs]
+    np.testing.assert_allclose(scores[1], scores[0], atol=CLOSE)
+    marks = [run.read("features")["fingerprint"] for run in runs]
+    assert runs[0].train.index.num_shards > 5
+    del marks
+
+
+def test_the_store_is_the_same_to_the_byte(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "_SHARD_TOKENS", 256)
+    first = tiny_run(root, name="store_1", features={"dtype": "int8"})
+    ensure(first, "features")
+    second = tiny_run(root, name="store_2", features={"dtype": "int8"}, devices={"features": 2})
+    shutil.copytree(first.folder("teacher"), second.folder("teacher"))
+    result = ensure(second, "features")
+    assert result["fingerprint"] == first.read("features")["fingerprint"] and first.train.index.num_shards > 5
+    for split in ("train", "dev"):
+        folders = [run.folder("features") / split for run in (first, second)]
+        names = sorted(file.name for file in folders[0].iterdir())
+        assert names == sorted(file.name for file in folders[1].iterdir()) and "hidden_1.bin" in names
+        assert filecmp.cmpfiles(*folders, names, shallow=False) == (names, [], [])
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return plant(tmp_path_factory.mktemp("planted"), "sequential", 1, {"layer_0": "convolution_3"})
+
+
+def test_cells_together_and_beside_each_other(stores: Any) -> None:
+    found: list[Any] = []
+    for size in (1, 2):
+        epochs: list[dict[str, float]] = []
+        trainer = make_trainer(stores, lambda metrics, to=epochs: to.append(dict(metrics)), epochs=3, batch_size=19)
+        torch.manual_seed(0)
+        cells = [chain_cell(name, teacher_size=16, hidden_size=16) for name in ("convolution_3", "attention_4")]
+        with ranks.together(size, "devices.block"):
+            scores = trainer.fit_cells(cells[:1], 3)
+            trainer.fit_candidates(cells, 3)
+        found.append((epochs, [*scores, *(trainer.score([cell])[0] for cell in cells)]))
+    assert len(found[0][0]) == 6 and alike(found[1][0], found[0][0]) < CLOSE
+    np.testing.assert_allclose(found[1][1], found[0][1], atol=CLOSE)
+
+
+@pytest.mark.parametrize("strategy", ["random_one_shot", "darts", "gumbel_darts", "proxyless", "enas"])
+def test_a_one_shot_search_has_one_path_over_all_processes(
+    strategy: str, stores: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if strategy == "enas":
+        pytest.importorskip("tianshou")
+    found, seen = {}, {}
+    for size in (1, 2):
+        generator = np.random.RandomState(0)  # NNI draws by a new one each time
+        monkeypatch.setattr("nni.mutable.mutable.RandomState", lambda generator=generator: generator)
+        torch.manual_seed(0)
+        paths, epochs = Paths(), []
+        search = make_search(
+            stores, tmp_path / str(size), strategy, epochs=3, batch_size=19,
+            report=lambda metrics, to=epochs: to.append(dict(metrics)), callbacks=[paths],
+        )  # fmt: skip
+        with ranks.together(size, "devices.cell"):
+            assert STRATEGIES[strategy].load()(search).groups
+        found[size], seen[size] = epochs, paths.of_ranks
+    (steps, weights, own), (other_steps, other_weights, other_own) = seen[2]
+    assert len(steps) > 20 and steps == other_steps
+    assert torch.equal(weights, other_weights)
+    if strategy in ("random_one_shot", "proxyless", "enas"):
+        assert len({str(step) for step in steps}) > 1
+        assert own != other_own  # left to itself every process draws another
+    if strategy in ("random_one_shot", "darts"):  # of the others, more than the path is drawn
+        assert steps == seen[1][0][0]
+        assert alike(found[2], found[1]) < CLOSE
+
+
+def test_students_that_stop_early_average_and_go_on_with_train_alone(root: Path) -> None:
+    settings = {"patience": 1, "epochs": 6, "averaging": 0.1, "last_epochs": 1, "sparse_embeddings": False}
+    run = student_run(root, **settings)
+    ensure(run, "features")
+    found = []
+    for size in (1, 2, 3):
+        with ranks.together(size, "devices.supernet"):
+            found.append(distil(run))
+    for other in found[1:]:
+        assert alike(other.epochs, found[0].epochs) < CLOSE
+        assert other.facts["epoch_of_best"] == found[0].facts["epoch_of_best"]
+
+
+def test_a_process_that_fails_is_named_and_the_next_are_new() -> None:
+    with ranks.together(2, "devices.teacher"):
+        two = ranks.active()
+        assert two is not None
+        with pytest.raises(PhaseError, match=r"process 1 of 2 failed, MemoryError: no room.*devices\.teacher to 1"):
+            with two.working(fail):
+                pass
+        with pytest.raises(PhaseError, match="process 1 of 2 failed, it ended with -9"):
+            with two.working(averaged_gradients):
+                two._processes[0].kill()
+                two._processes[0].wait()
+                averaged_gradients()
+        with two.working(averaged_gradients) as results:
+            averaged_gradients()
+        assert len(results) == 1
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "best_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with ranks.together(2, "devices.teacher"):
+        others = ranks.active()
+        with pytest.raises(ConfigError, match=r"devices\.teacher must be at most 1, the GPUs"), others.working(fail):
+            pass
