@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from tiny import Recorder, chain, tiny_run
@@ -19,7 +20,9 @@ def own_gradients(rank: int) -> list[torch.Tensor | None]:
     """Of four parameters: dense on all ranks, dense on rank 0 alone, on none, sparse with rows of its own."""
     generator = torch.Generator().manual_seed(rank)
     rows = torch.tensor([[1, 3]]) if rank == 0 else torch.tensor([[3, 4, 3]])
-    sparse = torch.sparse_coo_tensor(rows, torch.randn(rows.shape[1], 2, generator=generator), (6, 2), check_invariants=True)
+    sparse = torch.sparse_coo_tensor(
+        rows, torch.randn(rows.shape[1], 2, generator=generator), (6, 2), check_invariants=True
+    )
     dense, alone = torch.randn(3, generator=generator), torch.randn(2, 2, generator=generator)
     return [dense, alone if rank == 0 else None, None, sparse]
 
@@ -80,7 +83,10 @@ def alike(found: Epochs, expected: Epochs) -> float:
     """The greatest difference of any metric of any epoch."""
     assert len(found) == len(expected) > 1
     assert all(set(one) == set(two) for one, two in zip(found, expected, strict=True))
-    return max(abs(one[name] - two[name]) for one, two in zip(found, expected, strict=True) for name in one)
+    greatest = max(abs(one[name] - two[name]) for one, two in zip(found, expected, strict=True) for name in one)
+    losses = [[epoch.get("train_loss", np.nan) for epoch in epochs] for epochs in (expected, found)]
+    print(f"losses {losses[0]} and {losses[1]}; all metrics within {greatest:.1e}")
+    return greatest
 
 
 def student_run(root: Any, **supernet: Any) -> Any:

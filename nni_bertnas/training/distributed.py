@@ -105,6 +105,8 @@ def _of_this_rank(loader: Any) -> Any:
     """A loader of this rank's part of every batch; NNI's loaders are several in one."""
     if loader is None:
         return None
+    if isinstance(loader, dict):
+        return {name: _of_this_rank(one) for name, one in loader.items()}
     if isinstance(loader, CombinedLoader):
         loader.flattened = [_of_this_rank(one) for one in loader.flattened]
         return loader

@@ -4,6 +4,7 @@ import filecmp
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tiny import Recorder, chain_cell, tiny_run, write_tiny_model, write_tiny_ta
 
 from nni_bertnas import ranks
 from nni_bertnas.errors import ConfigError, PhaseError
+from nni_bertnas.search.search import Search
 from nni_bertnas.search.strategies import STRATEGIES
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure
@@ -47,20 +49,16 @@ def both(root: Path, stages: dict[str, dict[str, Any]], **sections: Any) -> tupl
     return runs, recorders
 
 
-def test_teacher_features_and_block_of_a_study(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "_SHARD_TOKENS", 256)
+def test_teacher_cell_and_block_of_a_study(root: Path) -> None:
     stages = {"teacher": {}, "features": {}, "cell": {"block": 0, "depth": 1}, "block": {"block": 0}}
-    runs, recorders = both(root, stages, cell={"strategy": "darts"})
+    runs, recorders = both(root, stages, cell={"strategy": "darts"}, block={"epochs": 3})
     for stage in ("teacher", "cell", "block"):
-        curves = [one[stage].epochs for one in recorders]
-        print(stage, *curves, sep="\n")
-        assert alike(curves[1], curves[0]) < CLOSE if len(curves[0]) > 1 else curves[0]
-    print(*(run.read("block", {"block": 0}) for run in runs), sep="\n")
+        one, two = (recorder[stage].epochs for recorder in recorders)
+        assert alike(two, one) < CLOSE
+    for stage, unit in stages.items():  # how many made it is nothing that a result hangs on
+        assert runs[0].read(stage, unit)["fingerprint"] == runs[1].read(stage, unit)["fingerprint"]
     scores = [[one["score"] for one in run.read("block", {"block": 0})["candidates"]] for run in runs]
     np.testing.assert_allclose(scores[1], scores[0], atol=CLOSE)
-    marks = [run.read("features")["fingerprint"] for run in runs]
-    assert runs[0].train.index.num_shards > 5
-    del marks
 
 
 def test_the_store_is_the_same_to_the_byte(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,28 +102,33 @@ def test_a_one_shot_search_has_one_path_over_all_processes(
 ) -> None:
     if strategy == "enas":
         pytest.importorskip("tianshou")
-    found, seen = {}, {}
-    for size in (1, 2):
-        generator = np.random.RandomState(0)  # NNI draws by a new one each time
+    found: dict[int, list[dict[str, float]]] = {1: [], 2: []}
+    seen, evaluator = {}, Search.evaluator
+    for size, epochs in found.items():
+        generator, paths = np.random.RandomState(0), Paths()  # NNI draws by a new one each time
         monkeypatch.setattr("nni.mutable.mutable.RandomState", lambda generator=generator: generator)
-        torch.manual_seed(0)
-        paths, epochs = Paths(), []
+        watched = partial(_watched, evaluator, paths)
+        monkeypatch.setattr(Search, "evaluator", lambda search, watched=watched, **options: watched(search, **options))
         search = make_search(
             stores, tmp_path / str(size), strategy, epochs=3, batch_size=19,
-            report=lambda metrics, to=epochs: to.append(dict(metrics)), callbacks=[paths],
+            report=lambda metrics, epochs=epochs: epochs.append(dict(metrics)),
         )  # fmt: skip
         with ranks.together(size, "devices.cell"):
             assert STRATEGIES[strategy].load()(search).groups
-        found[size], seen[size] = epochs, paths.of_ranks
+        seen[size] = paths.of_ranks
     (steps, weights, own), (other_steps, other_weights, other_own) = seen[2]
-    assert len(steps) > 20 and steps == other_steps
+    assert len(steps) > 10 and steps == other_steps
     assert torch.equal(weights, other_weights)
     if strategy in ("random_one_shot", "proxyless", "enas"):
         assert len({str(step) for step in steps}) > 1
         assert own != other_own  # left to itself every process draws another
-    if strategy in ("random_one_shot", "darts"):  # of the others, more than the path is drawn
+    if strategy != "enas":  # whose controller draws more than paths
         assert steps == seen[1][0][0]
         assert alike(found[2], found[1]) < CLOSE
+
+
+def _watched(evaluator: Any, paths: Paths, search: Search, **options: Any) -> Any:
+    return evaluator(search, **options | {"callbacks": [*options.get("callbacks", ()), paths]})
 
 
 def test_students_that_stop_early_average_and_go_on_with_train_alone(root: Path) -> None:
@@ -145,14 +148,15 @@ def test_a_process_that_fails_is_named_and_the_next_are_new() -> None:
     with ranks.together(2, "devices.teacher"):
         two = ranks.active()
         assert two is not None
-        with pytest.raises(PhaseError, match=r"process 1 of 2 failed, MemoryError: no room.*devices\.teacher to 1"):
-            with two.working(fail):
-                pass
-        with pytest.raises(PhaseError, match="process 1 of 2 failed, it ended with -9"):
-            with two.working(averaged_gradients):
-                two._processes[0].kill()
-                two._processes[0].wait()
-                averaged_gradients()
+        named = r"process 1 of 2 failed, MemoryError: no room.*devices\.teacher to 1"
+        with pytest.raises(PhaseError, match=named), two.working(fail):
+            pass
+        with (
+            pytest.raises(PhaseError, match="process 1 of 2 failed, it ended with -9"),
+            two.working(averaged_gradients),
+        ):
+            two._processes[0].kill()
+            averaged_gradients()
         with two.working(averaged_gradients) as results:
             averaged_gradients()
         assert len(results) == 1
