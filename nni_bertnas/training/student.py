@@ -79,6 +79,11 @@ class StudentDistillation(pl.LightningModule):
         for table in student.tables:
             table.sparse = settings.sparse_embeddings  # its gradient; nothing that is saved
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For other ranks; every training begins a mean of its own."""
+        state: dict[str, Any] = super().__getstate__()
+        return state | {"_average": ()}
+
     @property
     def judged(self) -> nn.Module:
         """What dev judges: the mean of the student's weights where the study asks for it, else the student."""

@@ -4,12 +4,16 @@ import filecmp
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from planted import make_search, make_trainer, plant
 from ranked import CLOSE, Paths, alike, averaged_gradients, distil, fail, student_run
@@ -106,6 +110,7 @@ def test_a_one_shot_search_has_one_path_over_all_processes(
     seen, evaluator = {}, Search.evaluator
     for size, epochs in found.items():
         generator, paths = np.random.RandomState(0), Paths()  # NNI draws by a new one each time
+        pl.seed_everything(0, verbose=False)
         monkeypatch.setattr("nni.mutable.mutable.RandomState", lambda generator=generator: generator)
         watched = partial(_watched, evaluator, paths)
         monkeypatch.setattr(Search, "evaluator", lambda search, watched=watched, **options: watched(search, **options))
@@ -160,6 +165,31 @@ def test_a_process_that_fails_is_named_and_the_next_are_new() -> None:
         with two.working(averaged_gradients) as results:
             averaged_gradients()
         assert len(results) == 1
+
+
+def test_no_process_outlives_one_that_is_killed() -> None:
+    script = (
+        "import ranked; from nni_bertnas import ranks\n"
+        "with ranks.together(2, 'devices.teacher'):\n"
+        "    two = ranks.active()\n"
+        "    with two.working(ranked.averaged_gradients): ranked.averaged_gradients()\n"
+        "    print(two._processes[0].pid, flush=True); input()"
+    )
+    folders = os.pathsep.join(filter(None, sys.path))
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": folders},
+    ) as process:
+        assert process.stdout is not None
+        other = Path(f"/proc/{int(process.stdout.readline())}")
+        assert other.exists()
+        process.kill()
+        deadline = time.monotonic() + 30
+        while other.exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+    assert not other.exists()
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
