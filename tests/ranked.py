@@ -44,7 +44,10 @@ def fail() -> None:
 
 
 class Paths(pl.Callback):
-    """Keeps, of every rank, the path of each step, the weights at the end, and what NNI would have drawn there."""
+    """Keeps, of every rank, the path of each step, the supernet's weights, and what NNI would have drawn there.
+
+    The controller of ENAS is rank 0's: what others have of it is not asked.
+    """
 
     everywhere = True
 
@@ -56,7 +59,7 @@ class Paths(pl.Callback):
         self.steps.append(drawn_path(pl_module))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        weights = torch.cat([one.detach().flatten() for one in pl_module.parameters()])
+        weights = torch.cat([one.detach().flatten() for one in pl_module.training_module.parameters()])
         own = [pl_module.resample() for _ in range(20)]
         self.of_ranks = ranks.gathered([(self.steps, weights, own)])
 
