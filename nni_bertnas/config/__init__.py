@@ -239,9 +239,9 @@ class TrackingSettings:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DevicesSettings:
-    """How many processes make one unit of a stage together, on a GPU each where there are any; no result hangs on it.
+    """How many processes of one machine make a unit of a stage together, on a GPU each where there are any.
 
-    Batch sizes are those of all processes together.
+    Batch sizes are those of all processes together, so that no result hangs on their number, but for dropout.
     """
 
     teacher: Positive = 1
