@@ -121,11 +121,14 @@ class SplitWriter:
             path.touch()
             os.truncate(path, file.count * file.row_bytes)
         missing = [number for number in range(len(self.rows)) if str(number) not in shards]
-        progress(self._count(shards), len(data))
-        for number, shard in self._make(missing, lambda done: progress(self._count(shards) + done, len(data))):
+        done = 0
+        for stop in self._ends(shards, done):
+            progress(done := stop, len(data))
+        for number, shard in self._make(missing, lambda rows: progress(done + rows, len(data))):
             shards[str(number)] = shard
             write_whole(self.folder / _SHARDS, json.dumps({"plan": plan, "shards": shards}, sort_keys=True))
-            progress(self._count(shards), len(data))
+            for stop in self._ends(shards, done):
+                progress(done := stop, len(data))
         index = self._index([shards[str(number)] for number in range(len(self.rows))])
         index.write(self.folder)
         return index
@@ -144,9 +147,13 @@ class SplitWriter:
             _log.warning("%s: shard %s of %d is damaged; it is made anew", self.folder, number, len(self.rows))
         return kept
 
-    def _count(self, shards: Mapping[str, Any]) -> int:
-        """The rows of some shards."""
-        return sum(stop - first for number, (first, stop) in enumerate(self.rows) if str(number) in shards)
+    def _ends(self, shards: Mapping[str, Any], done: int) -> Iterator[int]:
+        """Where the shards end that follow `done` rows without a gap."""
+        for number, (first, stop) in enumerate(self.rows):
+            if first >= done:
+                if str(number) not in shards:
+                    return
+                yield stop
 
     def _make(self, numbers: Sequence[int], report: Callable[[int], None]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Shards as they are made, in turns by all ranks where there are others."""
@@ -156,7 +163,7 @@ class SplitWriter:
             return
         with others.working(_write_shards, self, numbers, others.size):
             for number in numbers[:: others.size]:
-                yield number, self._write_shard(number, report)
+                yield number, self._write_shard(number, _unreported)
                 yield from others.heard()
         yield from others.heard()
 
@@ -281,10 +288,14 @@ def _unpacked(packed: _Packed | None) -> "PreTrainedModel | None":
     return model.eval().to(best_device())
 
 
+def _unreported(rows: int) -> None:
+    """Shards of several ranks are reported when they are there."""
+
+
 def _write_shards(writer: SplitWriter, numbers: Sequence[int], size: int) -> None:
     """What another rank does of :meth:`SplitWriter._make`."""
     for number in numbers[ranks.number() :: size]:
-        ranks.tell((number, writer._write_shard(number, lambda done: None)))
+        ranks.tell((number, writer._write_shard(number, _unreported)))
 
 
 def run_models(
