@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from nni_bertnas.artifacts import file_fingerprint, fingerprint
@@ -119,3 +120,24 @@ def without_hooks(model: nn.Module) -> nn.Module:
                 del module._forward_hooks[number]
         module.__dict__.pop("_output_capturing_hooks_installed", None)
     return model
+
+
+Packed = tuple[type, Any, torch.dtype, dict[str, torch.Tensor]]
+
+
+def packed(model: "PreTrainedModel | None") -> Packed | None:
+    """What a model can be built of in another process: its kind, configuration, type and weights."""
+    if model is None:
+        return None
+    state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    return type(model), model.config, model.dtype, state
+
+
+def unpacked(parts: Packed | None) -> "PreTrainedModel | None":
+    """The model, in eval mode, on this process's device."""
+    if parts is None:
+        return None
+    kind, config, dtype, state = parts
+    model: PreTrainedModel = kind(config).to(dtype)
+    model.load_state_dict(state)
+    return model.eval().to(best_device())

@@ -23,8 +23,8 @@ from torch import Tensor
 from nni_bertnas import ranks
 from nni_bertnas.artifacts import fingerprint, write_whole
 from nni_bertnas.data.batches import Batch, LengthBatches, TokenDataset, model_inputs
+from nni_bertnas.data.models import packed, unpacked
 from nni_bertnas.errors import PhaseError
-from nni_bertnas.machine import best_device
 from nni_bertnas.store.layout import ARRAYS, INDEX, Index, Layout, decode, encode, hidden_offsets
 from nni_bertnas.tracking.tracker import Progress, unwatched
 from search_space.heads import split_pairs
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _SHARDS = "shards.json"
-_MODELS = ("teacher", "encoder")
 _SHARD_TOKENS = 1 << 15
 BATCH_SIZE = 64  # rows
 _READ_BYTES = 1 << 24
@@ -163,22 +162,16 @@ class SplitWriter:
             return
         with others.working(_write_shards, self, numbers, others.size):
             for number in numbers[:: others.size]:
-                yield number, self._write_shard(number, _unreported)
+                yield number, self._write_shard(number, lambda rows: None)
                 yield from others.heard()
         yield from others.heard()
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process, where transformers has to build the models anew to give their hidden states."""
-        models = {name: _packed(getattr(self, name)) for name in _MODELS}
-        return self.__dict__ | models
+        return self.__dict__ | {"teacher": packed(self.teacher), "encoder": packed(self.encoder)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state | {name: _unpacked(state[name]) for name in _MODELS}
-
-    @property
-    def _device(self) -> torch.device:
-        known = self.vectors is not None and self.teacher is None
-        return torch.device("cpu") if known else self._reader.device
+        self.__dict__ |= state | {name: unpacked(state[name]) for name in ("teacher", "encoder")}
 
     def _range(self, name: str, number: int) -> tuple[int, int]:
         """The bytes of a shard in one of the files."""
@@ -217,7 +210,7 @@ class SplitWriter:
     ) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
         """What goes into the files of the rows from `first` to `stop`, and the sums of which the index is made."""
         data, offsets, dtype = self.data, self.hidden_offsets, self.layout.dtype
-        device = self._device
+        device = self._reader.device if self.vectors is None or self.teacher is not None else torch.device("cpu")
         base = int(offsets[first])
         buffers = {
             name: torch.empty(
@@ -268,34 +261,10 @@ class SplitWriter:
         )
 
 
-_Packed = tuple[type, Any, torch.dtype, dict[str, Tensor]]
-
-
-def _packed(model: "PreTrainedModel | None") -> _Packed | None:
-    """What a model can be built of in another process."""
-    if model is None:
-        return None
-    state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-    return type(model), model.config, model.dtype, state
-
-
-def _unpacked(packed: _Packed | None) -> "PreTrainedModel | None":
-    if packed is None:
-        return None
-    kind, config, dtype, state = packed
-    model: PreTrainedModel = kind(config).to(dtype)
-    model.load_state_dict(state)
-    return model.eval().to(best_device())
-
-
-def _unreported(rows: int) -> None:
-    """Shards of several ranks are reported when they are there."""
-
-
 def _write_shards(writer: SplitWriter, numbers: Sequence[int], size: int) -> None:
     """What another rank does of :meth:`SplitWriter._make`."""
     for number in numbers[ranks.number() :: size]:
-        ranks.tell((number, writer._write_shard(number, _unreported)))
+        ranks.tell((number, writer._write_shard(number, lambda rows: None)))
 
 
 def run_models(
