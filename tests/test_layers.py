@@ -26,6 +26,7 @@ FLOORS = (
     ("runtime",),
     ("tracking",),
     ("artifacts",),
+    ("ranks",),
     ("config", "machine", "profiles", "yaml_files"),
     ("errors",),
 )

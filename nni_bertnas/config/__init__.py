@@ -239,6 +239,20 @@ class TrackingSettings:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class DevicesSettings:
+    """How many processes of one machine make a unit of a stage together, on a GPU each where there are any.
+
+    Batch sizes are those of all processes together, so that no result hangs on their number, but for dropout.
+    """
+
+    teacher: Positive = 1
+    features: Positive = 1
+    cell: Positive = 1
+    block: Positive = 1
+    supernet: Positive = 1  # of all whole students: those of the frontier and baselines, too
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class NniSettings:
     """How `bertnas` starts NNI experiments."""
 
@@ -272,6 +286,7 @@ class Study:
     export: ExportSettings = dataclasses.field(default_factory=ExportSettings)
     tracking: TrackingSettings = dataclasses.field(default_factory=TrackingSettings)
     nni: NniSettings = dataclasses.field(default_factory=NniSettings)
+    devices: DevicesSettings = dataclasses.field(default_factory=DevicesSettings)
 
 
 def to_dict(settings: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import bisect
 import dataclasses
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -33,6 +33,9 @@ class Batch:
         hidden_mask: Which of them are of word pieces, `(batch, seq)` or `(2 * batch, side)`.
         second: `(batch, seq)`, bool, true in the second text of a pair; None where there are no pairs.
         part: Of the data, e.g. train or architecture, to tell loaders apart.
+        whole: Rows of the batch over all ranks, where it is one rank's part of a batch; 0: it is a whole one.
+        spare: Whether its row is another rank's, too, as the batch has fewer rows than there are ranks; it counts for
+            nothing.
     """
 
     mask: Tensor
@@ -46,9 +49,16 @@ class Batch:
     hidden_mask: Tensor | None = None
     second: Tensor | None = None
     part: str = "train"
+    whole: int = 0
+    spare: bool = False
 
     def __len__(self) -> int:
         return len(self.mask)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the batch over all ranks."""
+        return self.whole or len(self)
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device; itself where it is there."""
@@ -124,7 +134,7 @@ class StreamBatches(torch.utils.data.Sampler[list[int]]):
         self.count = sum(map(len, self.parts)) if epoch_rows is None else -(-epoch_rows // batch_size)
         self.stream = self._stream()
 
-    def _stream(self) -> Iterator[list[int]]:
+    def _stream(self) -> Generator[list[int], None, None]:
         firsts = np.cumsum([0, *(len(part.lengths) for part in self.parts)])
         while True:
             batches = [
@@ -136,11 +146,75 @@ class StreamBatches(torch.utils.data.Sampler[list[int]]):
                 batches = [batches[index] for index in self.generator.permutation(len(batches))]
             yield from batches
 
+    def __getstate__(self) -> dict[str, Any]:
+        assert inspect.getgeneratorstate(self.stream) == inspect.GEN_CREATED, "a copy would begin anew"
+        return {name: value for name, value in self.__dict__.items() if name != "stream"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self.stream = self._stream()
+
     def __len__(self) -> int:
         return self.count
 
     def __iter__(self) -> Iterator[list[int]]:
         return itertools.islice(self.stream, self.count)
+
+
+@dataclasses.dataclass(frozen=True)
+class RankRows:
+    """One rank's rows of a batch; see :class:`Batch`."""
+
+    rows: list[int]
+    whole: int
+    spare: bool
+
+
+class RankBatches(torch.utils.data.Sampler[RankRows]):
+    """One rank's part of every batch of a sampler: together the ranks have the very batches that one alone would have.
+
+    Every so many-th row, so that rows of equal length go to all ranks. The samplers of all ranks must have one seed.
+
+    Args:
+        batches: Gives whole batches of row numbers.
+        rank: Number of the rank.
+        size: Ranks in all.
+    """
+
+    def __init__(self, batches: Any, rank: int, size: int) -> None:
+        self.batches, self.rank, self.size = batches, rank, size
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[RankRows]:
+        for rows in self.batches:
+            own = rows[self.rank :: self.size]
+            yield RankRows(own or rows[:1], len(rows), not own)
+
+
+class _OfRank(torch.utils.data.Dataset[Batch]):
+    """Gives a data set's batches by what :class:`RankBatches` gives."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    @property
+    def read_ahead(self) -> bool:
+        """As of the data set."""
+        return bool(getattr(self.dataset, "read_ahead", False))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, part: RankRows) -> Batch:
+        batch: Batch = self.dataset.__getitems__(part.rows)
+        return dataclasses.replace(batch, whole=part.whole, spare=part.spare)
+
+
+def of_rank(loader: Any, rank: int, size: int) -> Any:
+    """A loader of one rank's part of the batches of a loader that :func:`make_loader` or :func:`make_stream` made."""
+    return _loader(_OfRank(loader.dataset), RankBatches(loader.batch_sampler, rank, size), ReadAhead)
 
 
 def ragged_positions(offsets: np.ndarray, rows: Numbers) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,9 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
+
 from nni_bertnas.artifacts import RESULT, check_whole, file_fingerprint, fingerprint
 from nni_bertnas.data.loading import check_source, load_checked, load_tokenizer_of, loading, new_pooler
 from nni_bertnas.errors import ConfigError
@@ -118,3 +121,37 @@ def weights_fingerprint(model: str) -> str:
         return model
     files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in _READ)
     return fingerprint([(file.name, file_fingerprint(file)) for file in files if file.name not in _OURS])
+
+
+def without_hooks(model: nn.Module) -> nn.Module:
+    """A model that can be copied to another process: transformers sets hooks when hidden states are first asked for.
+
+    It sets them anew when they are asked for again.
+    """
+    for module in model.modules():
+        for number, hook in list(module._forward_hooks.items()):
+            if getattr(hook, "__module__", "") == "transformers.utils.output_capturing":
+                del module._forward_hooks[number]
+        module.__dict__.pop("_output_capturing_hooks_installed", None)
+    return model
+
+
+Packed = tuple[type, Any, torch.dtype, dict[str, torch.Tensor]]
+
+
+def packed(model: "PreTrainedModel | None") -> Packed | None:
+    """What a model can be built of in another process: its kind, configuration, type and weights."""
+    if model is None:
+        return None
+    state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    return type(model), model.config, model.dtype, state
+
+
+def unpacked(parts: Packed | None) -> "PreTrainedModel | None":
+    """The model, in eval mode, on this process's device."""
+    if parts is None:
+        return None
+    kind, config, dtype, state = parts
+    model: PreTrainedModel = kind(config).to(dtype)
+    model.load_state_dict(state)
+    return model.eval().to(best_device())

@@ -10,11 +10,12 @@ import shutil
 import stat
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nni_bertnas.artifacts import write_whole
-from nni_bertnas.config import to_yaml
+from nni_bertnas.config import Study, to_dict, to_yaml
 from nni_bertnas.config.cluster import JOBS as KINDS
 from nni_bertnas.config.cluster import ClusterProfile
 from nni_bertnas.errors import ConfigError, PhaseError
@@ -119,10 +120,11 @@ def write_jobs(run: Run, profile: ClusterProfile) -> Path:
     """
     _check_keys(profile)
     _check_queue(run)
+    jobs = make_jobs(run)
+    run = Run(with_devices(run.study, jobs, profile))
     folder = (run.root / FOLDER).resolve()
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     write_whole(folder / STUDY, to_yaml(run.study))  # so that a change of the user's file meets no waiting job
-    jobs = make_jobs(run)
     for stale in folder.glob("*.sbatch"):
         stale.unlink()
     outline = make_outline(run)
@@ -133,6 +135,13 @@ def write_jobs(run: Run, profile: ClusterProfile) -> Path:
     write_whole(folder / SUBMIT, spell_submit(run.study.name, jobs))
     write_state(run.root / HISTORY, OUTLINE, outline)
     return folder
+
+
+def with_devices(study: Study, jobs: Sequence[Job], profile: ClusterProfile) -> Study:
+    """The study as jobs read it: as many processes make a unit together as its job has GPUs, where it has several."""
+    gpus = {name: profile.of(job.name).gpus for job in jobs for name in job.stages}
+    found = {name: count for name in to_dict(study.devices) if (count := gpus.get(name) or 0) > 1}
+    return replace(study, devices=replace(study.devices, **found))
 
 
 def _check_keys(profile: ClusterProfile) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from nni.nas.nn.pytorch import InputChoice
-from nni.nas.strategy import DARTS, GumbelDARTS, Proxyless
+from nni.nas.strategy import DARTS, Proxyless
 
 from nni_bertnas.errors import ConfigError
+from nni_bertnas.search.one_path import SharedGumbelDARTS
 from nni_bertnas.search.one_shot import best_paths, inherited_score, train_on
 from nni_bertnas.search.search import Found, Search
 from nni_bertnas.search.strategies import DifferentiableOptions, GumbelOptions
@@ -38,7 +39,7 @@ def gumbel_darts(search: Search) -> Found:
     """DARTS with Gumbel-softmax samples (SNAS, arXiv 1812.09926), the temperature falling linearly by epoch."""
     assert isinstance(search.options, GumbelOptions)
     first, last = search.options.temperature
-    return _search(search, GumbelDARTS, temperature=(float(first), float(last)))
+    return _search(search, SharedGumbelDARTS, temperature=(float(first), float(last)))
 
 
 def proxyless(search: Search) -> Found:

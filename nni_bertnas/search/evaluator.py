@@ -7,21 +7,23 @@ from typing import Any
 import nni
 import numpy as np
 from nni.nas.evaluator import Evaluator
-from nni.nas.evaluator.pytorch import Lightning, LightningModule, Trainer
+from nni.nas.evaluator.pytorch import Lightning, LightningModule
 from torch import Tensor, nn
 
 from nni_bertnas.config import TrainingSettings
 from nni_bertnas.data.batches import Batch, ReadAhead
 from nni_bertnas.errors import CandidateError
 from nni_bertnas.machine import mixed_precision
+from nni_bertnas.search.one_path import take_one_path
 from nni_bertnas.store.reader import FeatureStore
 from nni_bertnas.training.cells import CellLoss, CellTrainer
+from nni_bertnas.training.distributed import RankTrainer
 from nni_bertnas.training.probes import Probes
 from nni_bertnas.training.relations import Attention
 from nni_bertnas.training.trainer import EpochReport, Report, trainer_options
 
 _log = logging.getLogger(__name__)
-_Loader = nni.trace(ReadAhead)  # NNI takes no other
+_Loader, _Trainer = nni.trace(ReadAhead), nni.trace(RankTrainer)  # NNI takes no other
 FAILED = -1e9  # the metric of a cell that diverged; NNI's channel takes no infinity
 Penalty = Callable[[nn.Module], Tensor]
 
@@ -47,21 +49,23 @@ class SupernetDistillation(LightningModule):
         return outputs
 
     def _loss(self, batch: Batch) -> Tensor:
+        take_one_path(self.model)
         return self.loss(self.model.cells, batch, lambda: self(batch.hidden[:-1], batch.mask, batch.second))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch, logged under the name of its part of the data."""
         loss = self._loss(batch)
-        self.log(f"{batch.part}_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(batch))
+        shown = {"on_step": False, "on_epoch": True, "batch_size": batch.num_rows, "sync_dist": True}
+        self.log(f"{batch.part}_loss", loss.detach(), **shown)
         if self.penalty is not None and batch.part == "architecture":
             cost = self.penalty(self.model)
-            self.log("expected_cost", cost.detach(), on_step=False, on_epoch=True, batch_size=len(batch))
+            self.log("expected_cost", cost.detach(), **shown)
             loss = loss + cost
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The reward of ENAS: minus the loss."""
-        self.log("reward", -self._loss(batch).detach(), on_step=True, on_epoch=False, batch_size=len(batch))
+        self.log("reward", -self._loss(batch).detach(), on_step=True, on_epoch=False, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """The optimizer with a linear schedule."""
@@ -127,7 +131,7 @@ class DistillationEvaluator(Lightning):
         options = trainer_options(settings.epochs, [*callbacks, EpochReport(report)], mixed_precision(precision))
         # Strategies that optimise by hand clip by themselves; Lightning forbids both at once.
         clip = None if held else settings.gradient_clip
-        trainer = Trainer(gradient_clip_val=clip, limit_val_batches=0, **options)
+        trainer = _Trainer(gradient_clip_val=clip, limit_val_batches=0, **options)
         super().__init__(SupernetDistillation(self.cells.loss, steps, penalty), trainer, weights, architecture)
 
     def evaluate(self, model: Any) -> float:

@@ -53,6 +53,8 @@ class ArchitectureWatch(pl.Callback):
         warmup_epochs: In which the architecture does not move.
     """
 
+    everywhere = True  # that all ranks stop together
+
     def __init__(self, stable_epochs: int | None = None, warmup_epochs: int = 0) -> None:
         self.stable_epochs = stable_epochs
         self.warmup_epochs = warmup_epochs
@@ -97,6 +99,8 @@ class OperationDropout(pl.Callback):
     Args:
         rate: In the first epoch; falls linearly to 0 after the last.
     """
+
+    everywhere = True
 
     def __init__(self, rate: float) -> None:
         self.rate = rate

@@ -172,6 +172,7 @@ STAGE = Stage(
     metrics=metrics,
     model=STUDENT,
     optimize="maximize",
+    devices="supernet",
     alone=True,
     spares=lambda run, done: True,  # the searched student is there
     missing="set baseline.students, e.g. to {random: 3, uniform: 1}",

@@ -106,6 +106,7 @@ STAGE = Stage(
     metrics=metrics,
     model=STUDENT,
     optimize="maximize",
+    devices="supernet",
     alone=True,
     spares=lambda run, done: len(done) > 0,
     missing="set supernet.students to how many you want, e.g. 5",

@@ -63,6 +63,9 @@ class Run:
         self.root = Path(study.runs_dir) / study.name
         self.fingerprints: dict[str, str] = {}  # of stages, see stage_fingerprint
 
+    def __reduce__(self) -> Any:
+        return Run, (self.study,)  # another process reads the rest anew
+
     # where
 
     def folder(self, stage: str, unit: Unit | None = None) -> Path:
@@ -203,7 +206,10 @@ class Run:
         """A store of what the teacher gives."""
         file = self.folder("features") / ANSWERS
         answer = Siamese.load(file) if file.is_file() else None
-        return FeatureStore(folder, lambda: self.load_encoder() or self.load_teacher()[0], answer)
+        return FeatureStore(folder, self._load_reader, answer)
+
+    def _load_reader(self) -> "PreTrainedModel":
+        return self.load_encoder() or self.load_teacher()[0]
 
     def load_teacher(self) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
         """The saved teacher in eval mode without gradients, and its tokenizer.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from nni_bertnas import ranks
 from nni_bertnas.artifacts import atomic_folder, damaged_file, disk_errors, read_result
 from nni_bertnas.config import Study
 from nni_bertnas.errors import ConfigError, PhaseError
@@ -46,6 +47,7 @@ class Stage:
         table: The rows that W&B shows of a result, all with equal columns.
         model: Folder of the saved model inside a result.
         optimize: Whether that number is to be low or high; None: it is no NNI experiment.
+        devices: The key of `devices` that holds for it; empty: that of its name, or none.
         alone: Whether no other trial may run beside one, as latency is measured.
         in_place: See above.
         checks: Whether what lies in folders inside the result has checksums of its own, which `fits` goes by.
@@ -66,6 +68,7 @@ class Stage:
     table: Callable[[Result], list[dict[str, Any]]] = lambda result: []
     model: str = ""
     optimize: Literal["minimize", "maximize"] | None = None
+    devices: str = ""
     alone: bool = False
     in_place: bool = False
     checks: bool = False
@@ -141,7 +144,7 @@ def ensure(run: Run, name: str, unit: Unit | None = None, tracker: Tracker | Non
     with disk_errors(run.root), run.lock(f"{name}-{unit_name(unit)}" if unit else name):
         result = find(run, name, unit)
         if result is None:
-            with tracker.working():
+            with tracker.working(), ranks.together(*devices(run, stage)):
                 result = _make(stage, run, unit, tracker)
             run.refresh()
         else:
@@ -152,6 +155,12 @@ def ensure(run: Run, name: str, unit: Unit | None = None, tracker: Tracker | Non
         name = f"{run.study.name}-{record_name(name, unit_name(unit))}"
         tracker.artifact(name, run.folder(stage.name, unit) / stage.model, stage.metrics(run, result))
     return result
+
+
+def devices(run: Run, stage: Stage) -> tuple[int, str]:
+    """How many processes make a unit of a stage together, and the key that says so."""
+    name = stage.devices or stage.name
+    return getattr(run.study.devices, name, 1), f"devices.{name}"
 
 
 def _make(stage: Stage, run: Run, unit: Unit, tracker: Tracker) -> Result:
@@ -187,7 +196,7 @@ def trials_at_once(run: Run, stage: Stage) -> int:
     """How many trials of a stage run beside each other: as many as cores, or all where cores would else stand idle."""
     if stage.alone:
         return 1
-    units, cores = len(stage.units(run)), num_cores()
+    units, cores = len(stage.units(run)), max(1, num_cores() // devices(run, stage)[0])
     at_once = units if units < 2 * cores else cores
     return run.study.nni.concurrency or max(1, min(at_once, memory_bytes() >> 31))
 

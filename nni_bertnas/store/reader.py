@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -88,6 +88,9 @@ class FeatureStore:
         self.index = Index.read(self.folder)
         self.edges, self.hidden_size = self.index.edges, self.index.hidden_size
         self._load_teacher, self._answer = teacher, answer
+
+    def __reduce__(self) -> Any:
+        return FeatureStore, (self.folder, self._load_teacher, self._answer)  # another process opens it anew
 
     def _array(self, name: str) -> np.ndarray:
         path = self.folder / f"{name}.npy"

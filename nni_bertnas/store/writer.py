@@ -13,7 +13,6 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nni_bertnas import ranks
 from nni_bertnas.artifacts import fingerprint, write_whole
 from nni_bertnas.data.batches import Batch, LengthBatches, TokenDataset, model_inputs
+from nni_bertnas.data.models import packed, unpacked
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.store.layout import ARRAYS, INDEX, Index, Layout, decode, encode, hidden_offsets
 from nni_bertnas.tracking.tracker import Progress, unwatched
@@ -118,12 +119,16 @@ class SplitWriter:
             path = self.folder / f"{name}.bin"
             path.touch()
             os.truncate(path, file.count * file.row_bytes)
-        for number, (first, stop) in enumerate(self.rows):
-            if str(number) not in shards:
-                shards[str(number)] = self._write_shard(number, partial(_report, progress, first, len(data)))
-                write_whole(self.folder / _SHARDS, json.dumps({"plan": plan, "shards": shards}))
-            progress(stop, len(data))
-        index = self._index(list(shards.values()))
+        missing = [number for number in range(len(self.rows)) if str(number) not in shards]
+        done = 0
+        for stop in self._ends(shards, done):
+            progress(done := stop, len(data))
+        for number, shard in self._make(missing, lambda rows: progress(done + rows, len(data))):
+            shards[str(number)] = shard
+            write_whole(self.folder / _SHARDS, json.dumps({"plan": plan, "shards": shards}, sort_keys=True))
+            for stop in self._ends(shards, done):
+                progress(done := stop, len(data))
+        index = self._index([shards[str(number)] for number in range(len(self.rows))])
         index.write(self.folder)
         return index
 
@@ -140,6 +145,33 @@ class SplitWriter:
         for number in sorted(set(before["shards"]) - set(kept), key=int):
             _log.warning("%s: shard %s of %d is damaged; it is made anew", self.folder, number, len(self.rows))
         return kept
+
+    def _ends(self, shards: Mapping[str, Any], done: int) -> Iterator[int]:
+        """Where the shards end that follow `done` rows without a gap."""
+        for number, (first, stop) in enumerate(self.rows):
+            if first >= done:
+                if str(number) not in shards:
+                    return
+                yield stop
+
+    def _make(self, numbers: Sequence[int], report: Callable[[int], None]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Shards as they are made, in turns by all ranks where there are others."""
+        others = ranks.active() if len(numbers) > 1 else None
+        if others is None:
+            yield from ((number, self._write_shard(number, report)) for number in numbers)
+            return
+        with others.working(_write_shards, self, numbers, others.size):
+            for number in numbers[:: others.size]:
+                yield number, self._write_shard(number, lambda rows: None)
+                yield from others.heard()
+        yield from others.heard()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, where transformers has to build the models anew to give their hidden states."""
+        return self.__dict__ | {"teacher": packed(self.teacher), "encoder": packed(self.encoder)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {name: unpacked(state[name]) for name in ("teacher", "encoder")}
 
     def _range(self, name: str, number: int) -> tuple[int, int]:
         """The bytes of a shard in one of the files."""
@@ -229,8 +261,10 @@ class SplitWriter:
         )
 
 
-def _report(progress: Progress, first: int, total: int, done: int) -> None:
-    progress(first + done, total)
+def _write_shards(writer: SplitWriter, numbers: Sequence[int], size: int) -> None:
+    """What another rank does of :meth:`SplitWriter._make`."""
+    for number in numbers[ranks.number() :: size]:
+        ranks.tell((number, writer._write_shard(number, lambda rows: None)))
 
 
 def run_models(

@@ -87,7 +87,7 @@ class _Together(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self._loss(batch)
-        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(batch))
+        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=batch.num_rows, sync_dist=True)
         return loss
 
     def configure_optimizers(self) -> Any:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nni_bertnas import ranks
 from nni_bertnas.data.batches import Batch
 from nni_bertnas.data.label_sets import indicators
 from nni_bertnas.data.rows import UNLABELLED
@@ -90,11 +91,13 @@ class Loss:
 
     Attributes:
         compute: Takes what the student made, the batch with the targets, and the scale; gives a scalar.
+        count: Takes a batch and the scale; how many the scalar is a mean over.
         needs: What a batch must have for it; others are passed over. Cells have hidden states alone.
         of_classes: Whether it is for class probabilities, and so not for regression.
     """
 
     compute: Callable[[Output, Batch, Scale], Tensor]
+    count: Callable[[Batch, Scale], Tensor]
     needs: Literal["logits", "vectors", "hidden", "entries", "labels"]
     of_classes: bool = False
 
@@ -264,22 +267,71 @@ def label_loss(logits: Tensor, labels: Tensor, balance: Balance = Balance()) -> 
     return total / (max(1, len(known)) if weights is None else weights[known].sum().clamp(min=1e-9))
 
 
+def label_count(labels: Tensor, balance: Balance = Balance()) -> Tensor:
+    """How many rows :func:`label_loss` is a mean over, `()`; of classes with weights, what these weigh together."""
+    if labels.is_floating_point():
+        return (~labels.isnan()).sum()
+    known = labels[labels != UNLABELLED]
+    if balance.weights is None or balance.sets:
+        return torch.tensor(len(known), device=labels.device)
+    return balance.weights.to(labels.device)[known].sum()
+
+
 def _label(output: Output, batch: Batch, scale: Scale) -> Tensor:
     assert output.logits is not None and batch.labels is not None
     return label_loss(output.logits, batch.labels, scale.balance)
 
 
+def _hidden_rows(batch: Batch, scale: Scale) -> Tensor:
+    return torch.tensor(len(batch.hidden[0]), device=batch.mask.device)  # of pairs read separately, of both texts
+
+
+def _pieces(batch: Batch, scale: Scale) -> Tensor:
+    return (batch.mask if batch.hidden_mask is None else batch.hidden_mask).sum()
+
+
+def _answers(batch: Batch, scale: Scale) -> Tensor:
+    assert batch.logits is not None
+    return (~batch.logits[:, 0].isnan()).sum()
+
+
+def _texts(batch: Batch, scale: Scale) -> Tensor:
+    assert batch.vectors is not None
+    return batch.vectors.any(dim=-1).sum()
+
+
+def _labels(batch: Batch, scale: Scale) -> Tensor:
+    assert batch.labels is not None
+    return label_count(batch.labels, scale.balance)
+
+
 LOSSES: Mapping[str, Loss] = {
-    "logit_mse": Loss(compute=logit_mse, needs="logits"),
-    "soft_cross_entropy": Loss(compute=soft_cross_entropy, needs="logits", of_classes=True),
-    "label": Loss(compute=_label, needs="labels"),
-    "hidden_mse": Loss(compute=hidden_mse, needs="hidden"),
-    "hidden_relation": Loss(compute=hidden_relation, needs="hidden"),
-    "attention_relation": Loss(compute=attention_relation, needs="entries"),
-    "value_relation": Loss(compute=value_relation, needs="entries"),
-    "probe": Loss(compute=probe, needs="hidden"),
-    "sentence_vector": Loss(compute=sentence_vector, needs="vectors"),
+    "logit_mse": Loss(compute=logit_mse, count=_answers, needs="logits"),
+    "soft_cross_entropy": Loss(compute=soft_cross_entropy, count=_answers, needs="logits", of_classes=True),
+    "label": Loss(compute=_label, count=_labels, needs="labels"),
+    "hidden_mse": Loss(compute=hidden_mse, count=_pieces, needs="hidden"),
+    "hidden_relation": Loss(compute=hidden_relation, count=_pieces, needs="hidden"),
+    "attention_relation": Loss(compute=attention_relation, count=_pieces, needs="entries"),
+    "value_relation": Loss(compute=value_relation, count=_pieces, needs="entries"),
+    "probe": Loss(compute=probe, count=_hidden_rows, needs="hidden"),
+    "sentence_vector": Loss(compute=sentence_vector, count=_texts, needs="vectors"),
 }
+
+
+def over_ranks(batch: Batch, counts: Sequence[Tensor]) -> list[Tensor]:
+    """What means over a rank's part of a batch weigh in the mean over all ranks.
+
+    Args:
+        batch: This rank's part.
+        counts: What every mean is over, each `()`.
+
+    Returns:
+        Factors, each `()`; see :func:`~nni_bertnas.ranks.shares`.
+    """
+    if ranks.size() == 1 or not counts:
+        return [torch.ones(()) for _ in counts]
+    own = torch.stack([count.float() for count in counts])
+    return list(ranks.shares(own * (not batch.spare)))
 
 
 def weighted_losses(
@@ -294,8 +346,13 @@ def weighted_losses(
         scale: See :class:`Scale`.
 
     Returns:
-        The sum, and every loss before its weight.
+        The sum, and every loss before its weight. Where other ranks have parts of the batch, what the mean over ranks
+        makes the losses of the whole batch.
     """
-    parts = {name: LOSSES[name].compute(output, batch, scale) for name in weights if LOSSES[name].applies(batch)}
+    rows = {name: LOSSES[name] for name in weights if LOSSES[name].applies(batch)}
+    parts = {name: loss.compute(output, batch, scale) for name, loss in rows.items()}
+    if ranks.size() > 1:
+        factors = over_ranks(batch, [loss.count(batch, scale) for loss in rows.values()])
+        parts = {name: factor * part for (name, part), factor in zip(parts.items(), factors, strict=True)}
     total = sum((weights[name] * loss for name, loss in parts.items()), start=torch.zeros((), device=batch.mask.device))
     return total, parts

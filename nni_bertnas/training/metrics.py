@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nni_bertnas import ranks
 from nni_bertnas.data.batches import Batch, model_inputs
 from nni_bertnas.data.label_sets import indicators
 from nni_bertnas.data.metrics import METRICS, OF_LABEL, f1_by_label
@@ -51,7 +52,8 @@ class Scorer:
         Args:
             label_names: Of sets, for the F1 of each, `f1 of NAME`.
         """
-        predictions, labels = (torch.cat(part).numpy() for part in zip(*self._seen, strict=True))
+        seen = ranks.gathered(self._seen)
+        predictions, labels = (torch.cat(part).numpy() for part in zip(*seen, strict=True))
         self._seen.clear()
         found = {name: METRICS[name].compute(labels, predictions) for name in self.spec.metrics}
         if self.spec.multi_label and label_names:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from nni_bertnas import ranks
 from nni_bertnas.config import DistillSettings, SupernetSettings
 from nni_bertnas.data.batches import Batch, model_inputs
 from nni_bertnas.data.tasks import TaskSpec
@@ -78,6 +79,11 @@ class StudentDistillation(pl.LightningModule):
         for table in student.tables:
             table.sparse = settings.sparse_embeddings  # its gradient; nothing that is saved
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For other ranks; every training begins a mean of its own."""
+        state: dict[str, Any] = super().__getstate__()
+        return state | {"_average": ()}
+
     @property
     def judged(self) -> nn.Module:
         """What dev judges: the mean of the student's weights where the study asks for it, else the student."""
@@ -109,11 +115,13 @@ class StudentDistillation(pl.LightningModule):
         if not parts:
             return None
         logged = {"train_loss": loss.detach(), **{f"{name}_loss": value.detach() for name, value in parts.items()}}
-        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(batch))
+        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=batch.num_rows, sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collects predictions, and how far they are from the teacher's."""
+        if batch.spare:
+            return
         logits = self.judged(**model_inputs(self.student, batch)).logits
         self.scorer.add(logits, batch.labels)
         squares = (logits - batch.logits).square().double() if batch.logits is not None else logits.new_zeros(0)
@@ -121,7 +129,7 @@ class StudentDistillation(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the task's metrics over all of dev, and the mean squared error against the teacher's logits."""
-        scores = {**self.scorer.scores(), "logit_mse": float(torch.cat(self._squares).mean())}
+        scores = {**self.scorer.scores(), "logit_mse": float(torch.cat(ranks.gathered(self._squares)).mean())}
         self._squares.clear()
         self.log_dict({f"dev_{name}": value for name, value in scores.items()})
 

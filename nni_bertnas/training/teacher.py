@@ -20,7 +20,7 @@ from nni_bertnas.data.tokens import tokenize
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.machine import Span
 from nni_bertnas.tracking.tracker import Progress, unwatched
-from nni_bertnas.training.losses import Balance, label_loss
+from nni_bertnas.training.losses import Balance, label_count, label_loss, over_ranks
 from nni_bertnas.training.metrics import Scorer, evaluate_classifier
 from nni_bertnas.training.optimizers import adamw_linear
 from nni_bertnas.training.trainer import Clock, EpochReport, KeepBest, Report, StepReport, fit, pl
@@ -114,11 +114,13 @@ class _FineTuning(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         assert batch.labels is not None
         loss = label_loss(self.model(**model_inputs(self.model, batch)).logits, batch.labels, self.balance)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch))
+        loss = loss * over_ranks(batch, [label_count(batch.labels, self.balance)])[0]
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=batch.num_rows, sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.scorer.add(self.model(**model_inputs(self.model, batch)).logits, batch.labels)
+        if not batch.spare:
+            self.scorer.add(self.model(**model_inputs(self.model, batch)).logits, batch.labels)
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict({f"dev_{name}": value for name, value in self.scorer.scores().items()})

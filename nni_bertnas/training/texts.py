@@ -14,7 +14,7 @@ from nni_bertnas.config import GeneralSettings
 from nni_bertnas.data.batches import Batch, make_loader, model_inputs
 from nni_bertnas.store.reader import FeatureDataset, FeatureStore
 from nni_bertnas.tracking.tracker import Progress, unwatched
-from nni_bertnas.training.losses import Output, Scale, sentence_vector
+from nni_bertnas.training.losses import Output, Scale, weighted_losses
 from nni_bertnas.training.optimizers import RowSparseAdamW, adamw_linear, clip_gradients
 from nni_bertnas.training.trainer import EpochReport, Report, fit, pl
 from search_space.student import StudentForSequenceClassification
@@ -69,8 +69,8 @@ class _TextDistillation(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs = model_inputs(self.student, batch)
         vectors, _ = self.student.text_vectors(inputs["input_ids"], inputs["attention_mask"])
-        loss = sentence_vector(Output(vectors=self.vector_map(vectors)), batch, Scale())
-        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(batch))
+        loss, _ = weighted_losses({"sentence_vector": 1.0}, Output(vectors=self.vector_map(vectors)), batch, Scale())
+        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=batch.num_rows, sync_dist=True)
         return loss
 
     def configure_optimizers(self) -> Any:

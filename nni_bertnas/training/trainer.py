@@ -12,6 +12,7 @@ from torch import nn
 from nni_bertnas.errors import CandidateError
 from nni_bertnas.machine import Span, mixed_precision
 from nni_bertnas.tracking.tracker import Progress
+from nni_bertnas.training.distributed import RankTrainer
 
 Report = Callable[[Mapping[str, float]], None]  # takes the metrics of one epoch
 _LOSS_SECONDS = 0.5  # between two readings of a step's loss
@@ -156,7 +157,7 @@ def fit(
         KeyboardInterrupt: Lightning was interrupted.
     """
     options = trainer_options(epochs, callbacks, mixed_precision(precision, wide))
-    trainer = pl.Trainer(gradient_clip_val=gradient_clip, **options)
+    trainer = RankTrainer(gradient_clip_val=gradient_clip, **options)
     try:
         trainer.fit(module, train, dev)
     except SystemExit as error:  # what Lightning makes of Ctrl-C, after it has switched off further ones

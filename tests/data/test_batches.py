@@ -1,7 +1,19 @@
+import pickle
+
 import numpy as np
+import pytest
 import torch
 
-from nni_bertnas.data.batches import LengthBatches, StreamBatches, TokenDataset, ragged_positions
+from nni_bertnas.data.batches import (
+    LengthBatches,
+    RankBatches,
+    StreamBatches,
+    TokenDataset,
+    make_loader,
+    make_stream,
+    of_rank,
+    ragged_positions,
+)
 
 
 def test_length_batches_cover_every_row_once_in_a_new_order_every_epoch() -> None:
@@ -54,3 +66,34 @@ def test_a_stream_is_endless_and_cut_into_epochs() -> None:
     assert all(len({row < 100 for row in batch}) == 1 for batch in batches)
     assert [b for _ in range(15) for b in StreamBatches(lengths, 10, seed=0, epoch_rows=70)][:7] == batches[:7]
     assert len(StreamBatches(lengths, 8, seed=0)) == 13 + 7
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_part_the_very_batches_of_one(size: int) -> None:
+    lengths = np.random.default_rng(1).integers(1, 60, 145)
+    whole = LengthBatches(lengths, 16, shuffle=True, seed=3)
+    parted = [RankBatches(LengthBatches(lengths, 16, shuffle=True, seed=3), rank, size) for rank in range(size)]
+    for _ in range(2):  # epochs
+        batches, spares = list(whole), 0
+        assert all(len(one) == len(batches) for one in parted)
+        for batch, *parts in zip(batches, *parted, strict=True):
+            own = [part.rows for part in parts if not part.spare]
+            assert sorted(row for rows in own for row in rows) == sorted(batch)
+            assert all(part.whole == len(batch) and part.rows for part in parts)
+            assert max(map(len, own)) - min(map(len, own)) <= 1
+            spares += sum(part.spare for part in parts)
+        assert spares == size - 1  # of the batch of one row
+
+
+def test_a_ranks_loader_is_that_of_a_copy_in_another_process() -> None:
+    data = TokenDataset(np.arange(5, 20), np.array([3, 1, 2, 4, 5]), [0, 1, 2, 3, 4])
+    for loader in (make_loader(data, 2, shuffle=True, seed=1), make_stream([data, data], 2, seed=1, epoch_rows=8)):
+        copies = [pickle.loads(pickle.dumps(loader)) for _ in range(2)]
+        for _ in range(2):  # epochs
+            parts = [list(of_rank(copy, rank, 2)) for rank, copy in enumerate(copies)]
+            for batch, *pair in zip(loader, *parts, strict=True):
+                labels = [label for part in pair if not part.spare for label in part.labels.tolist()]
+                assert sorted(labels) == sorted(batch.labels.tolist())
+                assert all(part.num_rows == len(batch) == batch.num_rows for part in pair)
+    with pytest.raises(AssertionError, match="a copy would begin anew"):
+        pickle.dumps(loader.batch_sampler)

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from nni_bertnas.data.batches import Batch
+from nni_bertnas.data.rows import UNLABELLED
 from nni_bertnas.training.losses import (
     LOSSES,
+    Balance,
     Output,
     Scale,
     hidden_mse,
@@ -131,3 +133,36 @@ def test_a_loss_is_passed_over_where_its_target_is_missing(name: str) -> None:
     weights = dict.fromkeys(LOSSES, 1.0)
     _, parts = weighted_losses(weights, output, batch, Scale(variances=[2.0, 3.0], probes=PROBES, attention=ATTENTION))
     assert set(parts) == {one for one, loss in LOSSES.items() if loss.needs != LOSSES[name].needs}
+
+
+def one_row(output: Output, batch: Batch, row: int) -> tuple[Output, Batch]:
+    """What of a batch a rank has that is given one row of it."""
+
+    def of(value: torch.Tensor | None) -> torch.Tensor | None:
+        return None if value is None else value[row : row + 1]
+
+    made = Output(
+        logits=of(output.logits), vectors=of(output.vectors), hidden=[one[row : row + 1] for one in output.hidden],
+        attention=[None if one is None else one[:, row : row + 1] for one in output.attention],
+    )  # fmt: skip
+    return made, Batch(
+        mask=batch.mask[row : row + 1], logits=of(batch.logits), labels=of(batch.labels), vectors=of(batch.vectors),
+        hidden=[one[row : row + 1] for one in batch.hidden], entries=[of(one) for one in batch.entries],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("balance", ["off", "weights", "logits"])
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_is_a_mean_over_what_it_counts(name: str, missing: bool, balance: str) -> None:
+    output, batch = whole_batch()
+    if missing:  # one rank has nothing to learn from
+        assert batch.logits is not None and batch.labels is not None and batch.vectors is not None
+        batch.logits[1], batch.labels[1], batch.vectors[1] = float("nan"), UNLABELLED, 0.0
+    of_labels = Balance.of(balance, [0.0, 1.0, 1.0, 2.0, 3.0, 3.0, 3.0, 4.0], 5)
+    scale = Scale(variances=[2.0, 3.0], probes=PROBES, attention=ATTENTION, balance=of_labels)
+    whole = LOSSES[name].compute(output, batch, scale)
+    parts = [one_row(output, batch, row) for row in (0, 1)]
+    counts = torch.stack([LOSSES[name].count(part, scale).float() for _, part in parts])
+    losses = torch.stack([LOSSES[name].compute(made, part, scale) for made, part in parts])
+    torch.testing.assert_close((losses * counts).sum() / counts.sum(), whole)
