@@ -7,13 +7,14 @@ import shlex
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny import tiny_run
 
 from nni_bertnas.cli import main
-from nni_bertnas.config import to_yaml
+from nni_bertnas.config import DevicesSettings, to_yaml
 from nni_bertnas.config.cluster import JOBS, ClusterProfile, JobSettings
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.launch.slurm import Job, make_jobs, spell_script, submit, write_jobs
@@ -103,7 +104,7 @@ def test_what_scripts_ask_for(tmp_path: Path) -> None:
     assert [line for line in texts["prepare"].splitlines() if line.startswith("work bertnas")] == [
         f"work bertnas {name} {shlex.quote(str(study))}" for name in ("teacher", "features")
     ]
-    assert load_study(study) == run.study
+    assert load_study(study) == replace(run.study, devices=DevicesSettings(teacher=4, features=4))
     setup = texts["cell"].partition("module load cuda/12.4\nulimit -c 0\n")[2]
     assert setup.startswith(f"set -a; . '{keys}'; set +a\n") and KEY not in "".join(texts.values())
     assert read_state(run.root / HISTORY, "outline")["stages"]["cell"]["at_once"] == 4
@@ -117,6 +118,15 @@ submit supernet --dependency=afterok:$block --kill-on-invalid-dep=yes
 submit report --dependency=afterok:$supernet --kill-on-invalid-dep=yes
 mv jobs.txt.new jobs.txt
 """
+
+
+def test_as_many_processes_make_a_unit_as_its_job_has_gpus(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, devices={"block": 3})
+    folder = write_jobs(
+        run, ClusterProfile(gpus=1, jobs={"prepare": JobSettings(gpus=4), "supernet": JobSettings(gpus=2)})
+    )
+    devices = load_study(folder / "study.yml").devices
+    assert (devices.teacher, devices.features, devices.cell, devices.block, devices.supernet) == (4, 4, 1, 3, 2)
 
 
 def stand_in(folder: Path, name: str, script: str) -> None:
