@@ -1,5 +1,6 @@
 """`bertnas STAGE STUDY`: one stage, and the smaller ones that it needs."""
 
+import shutil
 import time
 from argparse import Namespace
 from collections.abc import Sequence
@@ -48,6 +49,7 @@ def make(run: Run, stage: Stage, study_path: Path, teller: Teller) -> None:
     if not missing:
         for unit in units:
             run.record(stage.name, unit).end("reused")
+            shutil.rmtree(run.unfinished(stage.name, unit), ignore_errors=True)
             _say(run, stage, unit, teller, "reused")
         return
     if stage.optimize is None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import nni
@@ -15,6 +16,7 @@ from nni_bertnas.data.batches import Batch, ReadAhead
 from nni_bertnas.errors import CandidateError
 from nni_bertnas.machine import mixed_precision
 from nni_bertnas.store.reader import FeatureStore
+from nni_bertnas.training import resume
 from nni_bertnas.training.cells import CellLoss, CellTrainer
 from nni_bertnas.training.probes import Probes
 from nni_bertnas.training.relations import Attention
@@ -128,6 +130,8 @@ class DistillationEvaluator(Lightning):
         # Strategies that optimise by hand clip by themselves; Lightning forbids both at once.
         clip = None if held else settings.gradient_clip
         trainer = Trainer(gradient_clip_val=clip, limit_val_batches=0, **options)
+        samplers = [weights.batch_sampler, architecture.batch_sampler]  # NNI joins the loaders
+        trainer.fit = partial(resume.train, trainer, samplers=samplers)
         super().__init__(SupernetDistillation(self.cells.loss, steps, penalty), trainer, weights, architecture)
 
     def evaluate(self, model: Any) -> float:

@@ -1,20 +1,23 @@
 """The contract of all stages, and what is done with it: a unit found, made, or ensured."""
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from nni_bertnas.artifacts import atomic_folder, read_result
+from nni_bertnas.artifacts import atomic_folder, clear_leftovers, read_result
 from nni_bertnas.config import Study
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.machine import memory_bytes, num_cores
 from nni_bertnas.stages import STAGES
 from nni_bertnas.stages.run import Result, Run, Unit, unit_name
 from nni_bertnas.study_files import check
-from nni_bertnas.tracking.histories import record_name
+from nni_bertnas.tracking.histories import HISTORY, read_history, record_name
 from nni_bertnas.tracking.tracker import Tracker
+from nni_bertnas.training.resume import unfinished
 
 
 def _numbers(run: Run, result: Result) -> dict[str, float]:
@@ -124,11 +127,11 @@ def ensure(run: Run, name: str, unit: Unit | None = None, tracker: Tracker | Non
     with run.lock(f"{name}-{unit_name(unit)}" if unit else name):
         result = find(run, name, unit)
         if result is None:
-            with tracker.working():
-                result = _make(stage, run, unit, tracker)
+            result = _make(stage, run, unit, tracker)
             run.refresh()
         else:
             tracker.reuse()
+            shutil.rmtree(run.unfinished(name, unit), ignore_errors=True)  # killed before it could
     tracker.table("candidates", stage.table(result))
     tracker.final(stage.metrics(run, result))
     if stage.model and run.study.tracking.wandb_artifact:
@@ -138,16 +141,26 @@ def ensure(run: Run, name: str, unit: Unit | None = None, tracker: Tracker | Non
 
 
 def _make(stage: Stage, run: Run, unit: Unit, tracker: Tracker) -> Result:
-    target = run.folder(stage.name, unit)
+    target, mark = run.folder(stage.name, unit), stage.fingerprint(run, unit)
+    with unfinished(run.unfinished(stage.name, unit), mark) as before:
+        kept = read_history(run.root / HISTORY, record_name(stage.name, unit_name(unit)))[: before.epochs]
+        with tracker.working(kept), _filling(stage, target) as folder:
+            before.count = lambda: tracker.epochs
+            result = {"fingerprint": mark, **stage.make(run, unit, folder, tracker)}
+            run.write(folder, result)
+    return result
+
+
+@contextmanager
+def _filling(stage: Stage, target: Path) -> Iterator[Path]:
+    """The folder that a unit is made in."""
     if stage.in_place:
         target.mkdir(parents=True, exist_ok=True)
-        result = {"fingerprint": stage.fingerprint(run, unit), **stage.make(run, unit, target, tracker)}
-        run.write(target, result)
-        return result
-    with atomic_folder(target) as folder:
-        result = {"fingerprint": stage.fingerprint(run, unit), **stage.make(run, unit, folder, tracker)}
-        run.write(folder, result)
-    return result
+        yield target
+    else:
+        clear_leftovers(target)
+        with atomic_folder(target) as folder:
+            yield folder
 
 
 def check_unit(stage: Stage, unit: Unit) -> Unit:

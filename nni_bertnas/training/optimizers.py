@@ -40,6 +40,16 @@ class MuonAdamW(torch.optim.Optimizer):
             self.parts.append(torch.optim.AdamW(others, lr=lr, weight_decay=weight_decay, fused=fused))
         super().__init__([group for part in self.parts for group in part.param_groups], {})  # shared with the parts
 
+    def state_dict(self) -> dict[str, Any]:
+        """Of the parts, which hold the moments."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Of the parts; the groups stay shared with them."""
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups[:] = [group for part in self.parts for group in part.param_groups]
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Called by Lightning, with a closure that computes the gradients."""
