@@ -61,10 +61,11 @@ class Unfinished:
         self.epochs: int = index["epochs"]
         self._turn: int = index["turn"]  # of savings, over all attempts
         self._files: dict[str, dict[str, Any]] = index["files"]
+        self.values: dict[str, Any] = index["values"]
         self._broken = False
 
     def _read(self) -> dict[str, Any]:
-        nothing: dict[str, Any] = {"epochs": 0, "turn": 0, "files": {}}
+        nothing: dict[str, Any] = {"epochs": 0, "turn": 0, "files": {}, "values": {}}
         try:
             index: Any = json.loads((self.folder / _INDEX).read_text(encoding="utf-8"))
             if index["mark"] != self.mark:
@@ -116,7 +117,7 @@ class Unfinished:
                 write(path)
                 files[key] = {"file": path.name, "checksum": checksum(path), "kind": kind, "ended": ended}
             index = {"mark": self.mark, "epochs": self.count(), "turn": self._turn, "files": files}
-            write_whole(self.folder / _INDEX, json.dumps(index))
+            write_whole(self.folder / _INDEX, json.dumps({**index, "values": self.values}))
         except (OSError, RuntimeError) as error:  # torch's writer has the latter for a full disk
             _log.warning("%s cannot be written (%s); the unit is made, but would begin anew", self.folder, error)
             self._broken = True
@@ -155,6 +156,15 @@ def apart(name: str) -> Iterator[None]:
         yield
     finally:
         _current.part = before
+
+
+def remember(name: str, make: Callable[[], Any]) -> Any:
+    """Plain data that the first attempt at a unit makes, as what was measured may be otherwise in the next."""
+    if _current is None:
+        return make()
+    if name not in _current.values:
+        _current.values[name] = json.loads(json.dumps(make()))
+    return _current.values[name]
 
 
 class _Saving(pl.callbacks.Checkpoint):
@@ -216,19 +226,36 @@ def train(trainer: pl.Trainer, module: pl.LightningModule, loader: Any, dev: Any
     if _current is None:
         pl.Trainer.fit(trainer, module, loader, dev)
         return
-    unit, key, shape = _current, _current.next_key(), [(name, list(one.shape)) for name, one in _tensors(module)]
-    kind = fingerprint(type(module).__qualname__, trainer.max_epochs, shape)
+    unit, key, kind = _current, _current.next_key(), fingerprint(trainer.max_epochs, _describe(module))
     if (file := unit.saved(key, kind, ended=True)) is not None:
         _put(trainer, module, torch.load(file, map_location="cpu", weights_only=True))
         return
-    path = None
+    path, saving = None, None
     if getattr(module, "resumable", True):
         drawn = [getattr(loader, "batch_sampler", None)] if samplers is None else samplers
         saving = _Saving(unit, key, kind, [one for one in drawn if hasattr(one, "state_dict")])
         trainer.callbacks.append(saving)
         path = unit.saved(key, kind, ended=False)
-    pl.Trainer.fit(trainer, module, loader, dev, ckpt_path=path, weights_only=True if path else None)
+    try:
+        pl.Trainer.fit(trainer, module, loader, dev, ckpt_path=path, weights_only=True if path else None)
+    finally:
+        if saving is not None:
+            trainer.callbacks.remove(saving)
     unit.end(key, kind, _taken(trainer, module))
+
+
+def _describe(module: torch.nn.Module) -> list[Any]:
+    """What tells trainings of one unit apart: shapes of weights, and what modules are given beside, as heads."""
+    shapes = [(name, list(one.shape)) for name, one in _tensors(module)]
+    plain = [
+        (type(part).__qualname__, {name: one for name, one in vars(part).items() if _is_given(name, one)})
+        for part in module.modules()
+    ]
+    return [shapes, plain]
+
+
+def _is_given(name: str, value: Any) -> bool:
+    return isinstance(value, int | float | str) and name != "training" and not name.startswith("_")
 
 
 def _tensors(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
