@@ -48,6 +48,13 @@ class SupernetDistillation(LightningModule):
         outputs: list[Tensor] = self.model(hidden, mask, second)
         return outputs
 
+    def on_fit_start(self) -> None:
+        """Puts parameters into an order that all processes have, as optimisers' states go by it; NNI's is a set's."""
+        order = {id(parameter): number for number, parameter in enumerate(self.parameters())}
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["params"].sort(key=lambda one: order.get(id(one), len(order)))
+
     def _loss(self, batch: Batch) -> Tensor:
         return self.loss(self.model.cells, batch, lambda: self(batch.hidden[:-1], batch.mask, batch.second))
 

@@ -30,11 +30,12 @@ from nni_bertnas.artifacts import fingerprint, write_whole
 
 PERIOD_SECONDS = float(os.environ.get("BERTNAS_CHECKPOINT_SECONDS", "120"))  # between two savings, at least
 _INDEX = "index.json"  # what holds; a file that it does not name is none
-_OWN = "bertnas"  # key of what is ours in Lightning's checkpoint
+_RANDOM = "bertnas_random"  # key in Lightning's checkpoint
 _CHUNK_BYTES = 1 << 20
 _log = logging.getLogger(__name__)
 _current: "Unfinished | None" = None  # a process makes one unit at a time
-_Job = tuple[str, Callable[[Path], None], bool]  # kind of a training, what writes a file of it, whether it has ended
+# Kind of a training, what writes a file of it, where its samplers stand; None: it has ended.
+_Job = tuple[str, Callable[[Path], None], list[Any] | None]
 
 
 class Unfinished:
@@ -92,18 +93,25 @@ class Unfinished:
         """Whether it is time to save."""
         return time.monotonic() - self._saved >= PERIOD_SECONDS and not self._broken
 
-    def saved(self, key: str, kind: str, *, ended: bool) -> Path | None:
-        """The file of a training of this kind, if it was saved when it had ended, or on its way."""
+    def saved(self, key: str, kind: str) -> tuple[Path | None, list[Any] | None]:
+        """The file of a training of this kind, and where its samplers stood; None: it had ended."""
         one = self._files.get(key, {})
-        return self.folder / one["file"] if (one.get("kind"), one.get("ended")) == (kind, ended) else None
+        return (self.folder / one["file"], one["samplers"]) if one.get("kind") == kind else (None, None)
 
-    def save(self, key: str, kind: str, write: Callable[[Path], None]) -> None:
-        """Save a training that is under way, and before it those that have ended."""
-        self._write({**self._pending, key: (kind, write, False)})
+    def save(self, key: str, kind: str, write: Callable[[Path], None], samplers: list[Any]) -> None:
+        """Save a training that is under way, and before it those that have ended.
+
+        Args:
+            key: Of the training.
+            kind: Likewise.
+            write: Writes a file of it.
+            samplers: Plain data of where its samplers stand.
+        """
+        self._write({**self._pending, key: (kind, write, samplers)})
 
     def end(self, key: str, kind: str, state: dict[str, Any]) -> None:
         """Remember with what a training ended, and write that when it is time."""
-        self._pending[key] = kind, partial(torch.save, state), True
+        self._pending[key] = kind, partial(torch.save, state), None
         if self.due:
             self._write(self._pending)
 
@@ -112,10 +120,10 @@ class Unfinished:
         self._turn += 1
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for key, (kind, write, ended) in jobs.items():
+            for key, (kind, write, samplers) in jobs.items():
                 path = self.folder / f"{key}-{self._turn}.pt"
                 write(path)
-                files[key] = {"file": path.name, "checksum": checksum(path), "kind": kind, "ended": ended}
+                files[key] = {"file": path.name, "checksum": checksum(path), "kind": kind, "samplers": samplers}
             index = {"mark": self.mark, "epochs": self.count(), "turn": self._turn, "files": files}
             write_whole(self.folder / _INDEX, json.dumps({**index, "values": self.values}))
         except (OSError, RuntimeError) as error:  # torch's writer has the latter for a full disk
@@ -174,45 +182,36 @@ class _Saving(pl.callbacks.Checkpoint):
         unit: Takes it.
         key: Of the training.
         kind: Likewise.
-        samplers: Of its loaders, those that have a state.
+        samplers: Of its loaders.
     """
 
     def __init__(self, unit: Unfinished, key: str, kind: str, samplers: Sequence[Any]) -> None:
         self.unit, self.key, self.kind, self.samplers = unit, key, kind, samplers
-        self._loaded: Mapping[str, Any] | None = None
+        self._random: Mapping[str, Any] | None = None
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any) -> None:
         """Called by Lightning."""
-        self._loaded = checkpoint[_OWN]
+        self._random = checkpoint[_RANDOM]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called by Lightning, before it gives optimisers their states, which go by the order of parameters."""
-        order = {id(parameter): number for number, parameter in enumerate(pl_module.parameters())}
-        for optimizer in trainer.optimizers:
-            for group in optimizer.param_groups:  # that of NNI's architecture optimiser comes out of a set
-                group["params"].sort(key=lambda one: order.get(id(one), len(order)))
-        if self._loaded is not None:
-            for sampler, state in zip(self.samplers, self._loaded["samplers"], strict=True):
-                sampler.load_state_dict(state)
-            set_random_state(self._loaded["random"])
-            self._loaded = None
-
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any) -> None:
-        """Called by Lightning."""
-        checkpoint[_OWN] = {"samplers": [one.state_dict() for one in self.samplers], "random": random_state()}
+        """Called by Lightning when it has drawn what it draws itself."""
+        if self._random is not None:
+            set_random_state(self._random)
+            self._random = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called by Lightning; what ends a training follows its last epoch at once."""
-        last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
-        if last or not trainer.strategy.reduce_boolean_decision(self.unit.due):
+        if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs or not self.unit.due:
             return
-        if trainer.is_global_zero:
-            self.unit.save(self.key, self.kind, lambda path: trainer.save_checkpoint(path, weights_only=False))
-        else:  # all ranks meet in it, one writes
-            trainer.save_checkpoint(self.unit.folder / self.key, weights_only=False)
+        # Lightning's own `save_checkpoint` waits for all ranks; none of this needs the others.
+        state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False) | {_RANDOM: random_state()}
+        self.unit.save(self.key, self.kind, partial(torch.save, state), [one.state_dict() for one in self.samplers])
 
 
-def train(trainer: pl.Trainer, module: pl.LightningModule, loader: Any, dev: Any = None, samplers: Any = None) -> None:
+def train(
+    trainer: pl.Trainer, module: pl.LightningModule, loader: Any, dev: Any = None,
+    samplers: Sequence[Any] | None = None,
+) -> None:  # fmt: skip
     """`trainer.fit`, which goes on where an earlier attempt at this unit of work was killed.
 
     Args:
@@ -223,23 +222,26 @@ def train(trainer: pl.Trainer, module: pl.LightningModule, loader: Any, dev: Any
         dev: Batches for validation; None: there is none.
         samplers: That `loader` draws from, with `state_dict` and `load_state_dict`; None: its own batch sampler.
     """
+    fit: Callable[..., None] = partial(type(trainer).fit, trainer, module, loader, dev)
     if _current is None:
-        pl.Trainer.fit(trainer, module, loader, dev)
+        fit()
         return
     unit, key, kind = _current, _current.next_key(), fingerprint(trainer.max_epochs, _describe(module))
-    if (file := unit.saved(key, kind, ended=True)) is not None:
+    file, stood = unit.saved(key, kind)
+    if file is not None and stood is None:
         _put(trainer, module, torch.load(file, map_location="cpu", weights_only=True))
         return
-    path, saving = None, None
-    if getattr(module, "resumable", True):
-        drawn = [getattr(loader, "batch_sampler", None)] if samplers is None else samplers
-        saving = _Saving(unit, key, kind, [one for one in drawn if hasattr(one, "state_dict")])
+    if not getattr(module, "resumable", True):
+        fit()
+    else:
+        drawn = [loader.batch_sampler] if samplers is None else samplers
+        for sampler, state in zip(drawn, stood or (), strict=False):  # here, as loaders may go to other processes
+            sampler.load_state_dict(state)
+        saving = _Saving(unit, key, kind, drawn)
         trainer.callbacks.append(saving)
-        path = unit.saved(key, kind, ended=False)
-    try:
-        pl.Trainer.fit(trainer, module, loader, dev, ckpt_path=path, weights_only=True if path else None)
-    finally:
-        if saving is not None:
+        try:
+            fit(ckpt_path=file, weights_only=True if file else None)
+        finally:
             trainer.callbacks.remove(saving)
     unit.end(key, kind, _taken(trainer, module))
 
