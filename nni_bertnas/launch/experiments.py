@@ -1,5 +1,7 @@
 """NNI experiments as `bertnas` runs them: made from the study, started, watched, stopped."""
 
+import copy
+import logging
 import shlex
 import sys
 import time
@@ -14,12 +16,14 @@ from nni.experiment.config import AlgorithmConfig, ExperimentConfig
 
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.launch import trial_server
-from nni_bertnas.launch.manager import check_alive, manager
+from nni_bertnas.launch.manager import ManagerLost, manager, talking
 from nni_bertnas.stages.run import Run, Unit
 from nni_bertnas.stages.stage import Stage, trials_at_once
 from nni_bertnas.tracking.histories import HISTORY, WEB_UI, state_file, this_process, write_state
 
 _POLL_SECONDS = 1.0
+_MANAGERS = 4  # one after another, for one stage
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[list[Any], str], None]  # takes NNI's trial jobs and the web UI's address
 
@@ -73,6 +77,16 @@ def announced(run: Run, stage: Stage) -> Iterator[Callable[[str], None]]:
 
 
 def run_experiment(config: ExperimentConfig, port: int, progress: Progress) -> None:
+    """As :func:`_run_once`; where NNI's manager is lost, another goes on: what trials have finished is reused."""
+    for number in range(1, _MANAGERS):
+        try:
+            return _run_once(copy.deepcopy(config), port, progress)
+        except ManagerLost as error:
+            _log.warning("%s (%d of at most %d times this command does so)", error, number, _MANAGERS - 1)
+    return _run_once(config, port, progress)
+
+
+def _run_once(config: ExperimentConfig, port: int, progress: Progress) -> None:
     """Run one NNI experiment to its end; whatever happens, no NNI process is left behind.
 
     Args:
@@ -82,19 +96,20 @@ def run_experiment(config: ExperimentConfig, port: int, progress: Progress) -> N
 
     Raises:
         PhaseError: A trial failed; with the end of its error output.
+        ManagerLost: NNI's manager has ended.
     """
     nni.silence_stdout()  # what it says goes into the log, warnings to the terminal
     experiment = Experiment(config)
     with manager(experiment, port) as port:
         while True:
-            check_alive(experiment)
-            jobs = experiment.list_trial_jobs()
+            with talking(experiment):
+                jobs, status = experiment.list_trial_jobs(), experiment.get_status()
             progress(jobs, f"http://127.0.0.1:{port}")
             if failed := [job for job in jobs if job.status in ("FAILED", "SYS_CANCELED", "USER_CANCELED")]:
                 raise PhaseError(_why(experiment, config, failed[0]))
             if len(jobs) == config.max_trial_number and all(job.status == "SUCCEEDED" for job in jobs):
                 return
-            if experiment.get_status() == "ERROR":
+            if status == "ERROR":
                 raise PhaseError(
                     f"NNI stopped with an error; see {config.experiment_working_directory}/{experiment.id}/log"
                 )

@@ -97,31 +97,50 @@ def _is_free(port: int) -> bool:
         return True
 
 
-def check_alive(experiment: Experiment) -> None:
-    """Whether an experiment's own manager is still there, so that what answers on its port is that one.
+class ManagerLost(PhaseError):
+    """NNI's manager has ended, and nobody here has ended it."""
+
+
+@contextlib.contextmanager
+def talking(experiment: Experiment) -> Iterator[None]:
+    """Ask an experiment's own manager something inside the block: what answers on its port is that one.
 
     Raises:
-        PhaseError: It is not.
+        ManagerLost: It is not there, or goes meanwhile.
+    """
+    check_alive(experiment)
+    try:
+        yield
+    except (OSError, ValueError):  # of requests, and of NNI where an answer ends early
+        time.sleep(1)  # a process that is killed closes its port before it is gone
+        check_alive(experiment)
+        raise
+
+
+def check_alive(experiment: Experiment) -> None:
+    """Whether an experiment's own manager is still there.
+
+    Raises:
+        ManagerLost: It is not.
     """
     process = experiment._proc
     if process is None or process.poll() is not None:
-        raise PhaseError(f"NNI's manager has ended{_said(experiment)}; run the same command again to go on")
-
-
-def _said(experiment: Experiment) -> str:
-    folder = Path(experiment.config.experiment_working_directory, experiment.id, "log")
-    return f"; see {folder}"
+        how = "" if process is None else f" with code {process.returncode}"
+        folder = Path(experiment.config.experiment_working_directory, experiment.id, "log")
+        raise ManagerLost(f"NNI's manager has ended{how}; see {folder}; run the same command again to go on")
 
 
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
     """What NNI, its manager and the trials find in their environment.
 
-    The web UI has no password: it is kept on this machine. No proxy stands between processes of one machine. NNI keeps
-    a list of experiments in the user's home; where that cannot be written, in the folder of temporary files.
+    The web UI has no password: it is kept on this machine. The manager ends when this process is killed. No proxy
+    stands between processes of one machine. NNI keeps a list of experiments in the user's home; where that cannot be
+    written, in the folder of temporary files.
     """
     options = f"--require {json.dumps(str(_LOOPBACK))}"  # node reads quotes and backslashes as JSON does
     variables = {"NODE_OPTIONS": " ".join(filter(None, [os.environ.get("NODE_OPTIONS"), options]))}
+    variables["BERTNAS_OWNER"] = str(os.getpid())
     # The portal's button wants a command tensorboard, which is beside this Python, activated or not.
     variables["PATH"] = os.pathsep.join(filter(None, [os.environ.get("PATH"), str(Path(sys.executable).parent)]))
     for name in ("NO_PROXY", "no_proxy"):
