@@ -155,15 +155,19 @@ def unfinished(folder: Path, mark: str) -> Iterator[Unfinished]:
 
 @contextmanager
 def apart(name: str) -> Iterator[None]:
-    """Count the trainings inside the block by themselves, as another attempt may find their results made."""
-    if _current is None:
-        yield
-        return
-    before, _current.part = _current.part, f"{name}-"
+    """Count the trainings inside the block by themselves, as another attempt may find their results made.
+
+    So random numbers go on behind it as if nothing had been drawn.
+    """
+    drawn, before = random_state(), "" if _current is None else _current.part
+    if _current is not None:
+        _current.part = f"{name}-"
     try:
         yield
+        set_random_state(drawn)
     finally:
-        _current.part = before
+        if _current is not None:
+            _current.part = before
 
 
 def remember(name: str, make: Callable[[], Any]) -> Any:

@@ -7,6 +7,7 @@ and all trials, sometimes alone, and then made to its end.
 import contextlib
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -26,15 +27,17 @@ from nni_bertnas.tracking.histories import HISTORY, read_history, record_name
 
 pytestmark = pytest.mark.integration
 KILLS, SEED = int(os.environ.get("BERTNAS_KILLS", "5")), int(os.environ.get("BERTNAS_KILLS_SEED", "0"))
-MOST_SECONDS = 16.0  # of one attempt; it takes about six to load and to start NNI
+MOST_CHANGES = 60  # of the study's files, before a kill; a whole run makes about 200
+MOST_SECONDS = 120.0  # that are waited for them
 TIMES = ("seconds", "latency_ms", "speedup")
-UNITS = [("teacher", {}), ("features", {}), *(("cell", {"block": block, "depth": 1}) for block in (0, 1)),
-         *(("block", {"block": block}) for block in (0, 1)), ("supernet", {"seed": 0})]  # fmt: skip
+BLOCKS = range(1 if KILLS <= 5 else 2)
+UNITS = [("teacher", {}), ("features", {}), *(("cell", {"block": block, "depth": 1}) for block in BLOCKS),
+         *(("block", {"block": block}) for block in BLOCKS), ("supernet", {"seed": 0})]  # fmt: skip
 
 
 def study(root: Path, name: str) -> Run:
-    settings = {"name": name, "block": {"start": "cell"}, "nni": {"concurrency": 2, "threads": 1}}
-    run = tiny_run(root, **settings)
+    nni, teacher = {"concurrency": 2, "threads": 1}, {"num_blocks": len(BLOCKS)}
+    run = tiny_run(root, name=name, teacher=teacher, block={"start": "cell"}, nni=nni)
     (root / f"{name}.yml").write_text(to_yaml(run.study))
     return run
 
@@ -65,6 +68,37 @@ def wait_until_gone(root: Path, seconds: float) -> None:
     while left := of_study(root):
         assert time.monotonic() < deadline, [one.cmdline() for one in left if one.is_running()]
         time.sleep(0.2)
+
+
+def kill_later(process: subprocess.Popen, run: Run, generator: random.Random) -> str:
+    """Kill a run when its files have changed so many times, and a moment later; says whom, nobody if it has ended."""
+    changes, everybody = generator.randint(0, MOST_CHANGES), generator.random() < 0.5
+    moment, deadline, seen = generator.uniform(0, 1), time.monotonic() + MOST_SECONDS, 0
+    before = stamps(run)
+    while seen < changes and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+        now = stamps(run)
+        seen, before = seen + len(now ^ before), now
+    time.sleep(moment)
+    if process.poll() is not None:
+        return ""
+    root = run.root.parents[1]
+    for one in of_study(root) if everybody else [process]:
+        with contextlib.suppress(psutil.Error):
+            one.kill()
+    process.wait()
+    if not everybody:  # all others end by themselves
+        wait_until_gone(root, 30)
+    return f"after {seen} changes {'all' if everybody else 'the run alone'}"
+
+
+def stamps(run: Run) -> set[tuple[str, int]]:
+    """Of all files of a study, when they were changed."""
+    found = set()
+    for file in run.root.rglob("*"):
+        with contextlib.suppress(OSError):
+            found.add((str(file), file.stat().st_mtime_ns))
+    return found
 
 
 def finished(run: Run) -> dict[str, int]:
@@ -118,33 +152,44 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.mark.timeout(600 + 60 * KILLS)
 def test_a_run_that_is_killed_again_and_again_comes_to_the_same(whole: Run) -> None:
     root, generator = whole.root.parents[1], random.Random(SEED)
-    run, made, told, kills = study(root, "killed"), {}, [], 0
-    while kills < KILLS:
-        process, seconds = start(root, run.study.name), generator.uniform(0.5, MOST_SECONDS)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            assert process.wait(seconds) == 0, (root / "output").read_text()[-3000:]
+    run, made, told = study(root, "killed"), {}, []  # type: ignore[var-annotated]
+    while True:
+        process, who = start(root, run.study.name), ""
+        if len(told) < KILLS:
+            who = kill_later(process, run, generator)
+        else:
+            process.wait(MOST_SECONDS)
         now = finished(run)
         assert all(now.get(name) == when for name, when in made.items()), "a finished unit was made again"
-        if process.returncode == 0:  # made: once more from its beginning, under another name
-            check_equal(whole, run)
-            run, made = study(root, f"killed{kills}"), {}
+        made = now
+        if who:
+            told.append(f"{who}: {len(made)} of {len(UNITS)} units made")
             continue
-        everybody = generator.random() < 0.5
-        for one in of_study(root) if everybody else [process]:
-            with contextlib.suppress(psutil.Error):
-                one.kill()
-        process.wait()
-        kills += 1
-        if not everybody:
-            wait_until_gone(root, 30)
-        made = finished(run)
-        told.append(
-            f"{seconds:.1f} s, {'all' if everybody else 'the run alone'}, {len(made)} of {len(UNITS)} units made"
-        )
-    assert start(root, run.study.name).wait(400) == 0, (root / "output").read_text()[-3000:]
-    now = finished(run)
-    assert all(now[name] == when for name, when in made.items()), "a finished unit was made again"
+        assert process.returncode == 0, (root / "output").read_text()[-3000:]
+        check_equal(whole, run)
+        assert not list(run.root.rglob("*.unfinished")) and not list(run.root.glob("*/.*.????????"))
+        if len(told) == KILLS:
+            break
+        run, made = study(root, f"killed{len(told)}"), {}  # from its beginning
+    wait_until_gone(root, 30)
+    print("\n".join(told))
+
+
+def test_another_manager_goes_on_where_one_is_killed(whole: Run) -> None:
+    root = whole.root.parents[1]
+    run = study(root, "manager")
+    shutil.copytree(whole.root, run.root, ignore=shutil.ignore_patterns("cell", "nni"))
+    before = len((root / "output").read_text()) if (root / "output").exists() else 0
+    process, deadline = start(root, "manager"), time.monotonic() + 120
+    while (
+        not (managers := [one for one in of_study(root) if any("main.js" in part for part in one.cmdline())])
+        or not (run.root / HISTORY / record_name("cell", "block0_depth1.jsonl")).exists()
+    ):
+        assert time.monotonic() < deadline and process.poll() is None, (root / "output").read_text()[before:]
+        time.sleep(0.1)
+    managers[0].kill()
+    assert process.wait(180) == 0, (root / "output").read_text()[before:]
+    said = (root / "output").read_text()[before:]
+    assert said.count("NNI's manager has ended with code -9") == 1 and "Traceback" not in said, said
     check_equal(whole, run)
     wait_until_gone(root, 30)
-    assert not list(run.root.rglob("*.unfinished")) and not list(run.root.glob("*/.*.????????"))
-    print("\n".join(told))
