@@ -78,6 +78,13 @@ class RowSparseAdamW(torch.optim.AdamW):
         super().step()
         return loss
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """With whole steps, of which AdamW makes single numbers, and moments then differ in their last digits."""
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            if "first" in state:
+                state["step"] = int(state["step"])
+
     def _step_rows(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
         gradient = parameter.grad.coalesce()  # type: ignore[union-attr]
         rows, values = gradient.indices()[0], gradient.values()
