@@ -29,6 +29,8 @@ _PORTS = 100  # that are tried, from the one that is asked for on
 _PATIENCE_SECONDS = 120.0  # for a manager that lives
 _POLL_SECONDS = 0.1
 _LOCAL = "localhost,127.0.0.1,::1"
+_LOST_SECONDS = 60.0  # in which a killed manager's tuner may look for it at its port, and disturb another one there
+_families: dict[str, list[psutil.Process]] = {}  # by experiment: what its manager had started when it was last seen
 
 
 @contextlib.contextmanager
@@ -69,12 +71,33 @@ def hold_port(first: int) -> Iterator[int]:
         except Timeout:
             continue
         try:
-            if _is_free(port):
-                yield port
+            if not _is_haunted(Path(lock.lock_file).with_suffix(".held")) and _is_free(port):
+                with _held(Path(lock.lock_file).with_suffix(".held")):
+                    yield port
                 return
         finally:
             lock.release()
     raise ConfigError(f"nni.port: no free port from {first} on; choose another")
+
+
+@contextlib.contextmanager
+def _held(mark: Path) -> Iterator[None]:
+    """Leave a mark as long as the block lasts, and for ever where the process is killed meanwhile."""
+    mark.write_text("held", encoding="utf-8")
+    try:
+        yield
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+def _is_haunted(mark: Path) -> bool:
+    """Whether who held a port was killed, and that was found out less than a minute ago."""
+    try:
+        if mark.read_text(encoding="utf-8") == "held":
+            mark.write_text("lost", encoding="utf-8")
+        return time.time() - mark.stat().st_mtime < _LOST_SECONDS
+    except OSError:
+        return False
 
 
 def writable(folder: Path) -> bool:
@@ -128,6 +151,8 @@ def check_alive(experiment: Experiment) -> None:
         how = "" if process is None else f" with code {process.returncode}"
         folder = Path(experiment.config.experiment_working_directory, experiment.id, "log")
         raise ManagerLost(f"NNI's manager has ended{how}; see {folder}; run the same command again to go on")
+    with contextlib.suppress(psutil.Error):
+        _families[experiment.id] = psutil.Process(process.pid).children(recursive=True)
 
 
 @contextlib.contextmanager
@@ -210,8 +235,10 @@ def _listens(pid: int, port: int) -> bool:
 def _end(experiment: Experiment) -> None:
     """Stop an experiment, and kill what is left of its processes."""
     process = experiment._proc
-    left = []
-    if process is not None:
+    left = _families.pop(experiment.id, [])
+    if process is not None and process.poll() is not None:
+        experiment._proc = None  # NNI would ask it to stop, at length
+    elif process is not None:
         with contextlib.suppress(psutil.Error):
             left = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     try:
