@@ -204,7 +204,9 @@ def _watched(port: int) -> Iterator[None]:
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while not _listens(started[-1].pid, port):
             if started[-1].poll() is not None:
-                raise PhaseError(f"NNI's manager ended with code {started[-1].returncode} before it listened")
+                code = started[-1].returncode
+                kind = ManagerLost if code < 0 else PhaseError  # killed, or it does not start at all
+                raise kind(f"NNI's manager ended with code {code} before it listened")
             if time.monotonic() > deadline:
                 raise PhaseError(
                     f"NNI's manager did not listen on port {port} within {_PATIENCE_SECONDS:.0f} s; the machine may be "

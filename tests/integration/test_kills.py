@@ -188,7 +188,7 @@ def test_a_run_that_is_killed_again_and_again_comes_to_the_same(whole: Run) -> N
 def test_another_manager_goes_on_where_one_is_killed(whole: Run) -> None:
     root = whole.root.parents[1]
     run = study(root, "manager")
-    shutil.copytree(whole.root, run.root, ignore=shutil.ignore_patterns("cell", "nni"))
+    shutil.copytree(whole.root, run.root, ignore=shutil.ignore_patterns("cell", "cell-*", "nni"))
     process, deadline = start(root, "manager"), time.monotonic() + 120
     while (
         not (managers := [one for one in of_study(root) if any("main.js" in part for part in one.cmdline())])
