@@ -65,11 +65,15 @@ class Progress(Tracker):
 
 
 class Labelling(Tracker):
-    """Interrupts when the first shard of labels is written."""
+    """Interrupts when the shard of labels is written, which all rows are told of once before."""
+
+    labelled = False
 
     def progress(self, done: int, total: int, what: str = "rows", loss: float | None = None) -> None:
         if what == "rows labelled" and done == total:
-            raise KeyboardInterrupt
+            if self.labelled:
+                raise KeyboardInterrupt
+            self.labelled = True
 
 
 def test_augmentation_resumes_and_its_rows_are_new_and_labelled_by_the_teacher(
