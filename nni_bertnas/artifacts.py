@@ -88,6 +88,13 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
+def clear_leftovers(target: Path) -> None:
+    """Remove what killed processes left of :func:`atomic_folder`; no other may be at the same target now."""
+    for folder in target.parent.glob(f".{target.name}.????????"):
+        if folder.is_dir():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a text file at once: never half, even where the process ends meanwhile or the disk is full."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")

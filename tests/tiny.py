@@ -1,6 +1,6 @@
 """A tiny BERT, a tiny task, and studies made of them; no network."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -177,7 +177,7 @@ class Keeper:
         self.kept: list[dict[str, float]] = []
         self.states: list[str] = []
 
-    def begin(self) -> None:
+    def begin(self, kept: Sequence[Mapping[str, Any]] = ()) -> None:
         self.states.append("begun")
 
     def epoch(self, metrics: Mapping[str, float]) -> None:

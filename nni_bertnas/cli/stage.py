@@ -1,6 +1,7 @@
 """`bertnas STAGE STUDY`: one stage, and the smaller ones that it needs."""
 
 import logging
+import shutil
 import time
 from argparse import Namespace
 from collections.abc import Sequence
@@ -60,6 +61,7 @@ def make(run: Run, stage: Stage, study_path: Path, teller: Teller) -> None:
                 _log.warning("%s %s is left out: %s", stage.name, unit_name(unit), why)
                 continue
             run.record(stage.name, unit).end("reused")
+            shutil.rmtree(run.unfinished(stage.name, unit), ignore_errors=True)
             _say(run, stage, unit, teller, "reused")
         return
     if stage.optimize is None:

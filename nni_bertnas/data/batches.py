@@ -98,6 +98,14 @@ class LengthBatches(torch.utils.data.Sampler[list[int]]):
         self.shuffle = shuffle
         self.generator = np.random.default_rng(seed)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where the orders of the epochs stand, between two of them."""
+        return dict(self.generator.bit_generator.state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the next epoch's order."""
+        self.generator.bit_generator.state = state
+
     def __len__(self) -> int:
         return -(-len(self.lengths) // self.batch_size)
 
@@ -132,11 +140,28 @@ class StreamBatches(torch.utils.data.Sampler[list[int]]):
         self.parts = [LengthBatches(lengths, batch_size, shuffle=True, seed=seed) for lengths in parts]
         self.generator = np.random.default_rng(seed)
         self.count = sum(map(len, self.parts)) if epoch_rows is None else -(-epoch_rows // batch_size)
+        self._begun, self._taken, self._skipped = self._orders(), 0, 0
+        self.stream = self._stream()
+
+    def _orders(self) -> dict[str, Any]:
+        return {"own": self.generator.bit_generator.state, "parts": [part.state_dict() for part in self.parts]}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands: what its present round began with, and how many batches of that are gone."""
+        return {**self._begun, "taken": self._taken + self._skipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the stream."""
+        self.generator.bit_generator.state = state["own"]
+        for part, orders in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(orders)
+        self._begun, self._taken, self._skipped = self._orders(), 0, state["taken"]
         self.stream = self._stream()
 
     def _stream(self) -> Generator[list[int], None, None]:
         firsts = np.cumsum([0, *(len(part.lengths) for part in self.parts)])
         while True:
+            self._begun = self._orders()
             batches = [
                 [first + row for row in batch]
                 for part, first in zip(self.parts, firsts.tolist(), strict=False)
@@ -144,7 +169,10 @@ class StreamBatches(torch.utils.data.Sampler[list[int]]):
             ]
             if len(self.parts) > 1:
                 batches = [batches[index] for index in self.generator.permutation(len(batches))]
-            yield from batches
+            self._taken, self._skipped = self._skipped, 0
+            for batch in batches[self._taken :]:
+                self._taken += 1
+                yield batch
 
     def __getstate__(self) -> dict[str, Any]:
         assert inspect.getgeneratorstate(self.stream) == inspect.GEN_CREATED, "a copy would begin anew"

@@ -1,5 +1,7 @@
 """NNI experiments as `bertnas` runs them: made from the study, started, watched, stopped."""
 
+import copy
+import logging
 import shlex
 import sys
 import time
@@ -15,7 +17,7 @@ from nni.experiment.config import AlgorithmConfig, ExperimentConfig
 
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.launch import trial_server
-from nni_bertnas.launch.manager import check_alive, manager
+from nni_bertnas.launch.manager import ManagerLost, manager, talking
 from nni_bertnas.stages.run import Run, Unit
 from nni_bertnas.stages.stage import Stage, trials_at_once
 from nni_bertnas.tracking.histories import HISTORY, WEB_UI, state_file, this_process, write_state
@@ -23,6 +25,8 @@ from nni_bertnas.tracking.histories import HISTORY, WEB_UI, state_file, this_pro
 _POLL_SECONDS = 1.0
 _FAILED = ("FAILED", "SYS_CANCELED", "USER_CANCELED")
 _HOPELESS = 3  # trials that fail before any succeeds: what is wrong is wrong for all
+_MANAGERS = 4  # one after another, for one stage
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[list[Any], str], None]  # takes NNI's trial jobs and the web UI's address
 
@@ -94,6 +98,16 @@ class Failure:
 
 
 def run_experiment(config: ExperimentConfig, port: int, progress: Progress) -> list[Failure]:
+    """As :func:`_run_once`; where NNI's manager is lost, another goes on: what trials have finished is reused."""
+    for number in range(1, _MANAGERS):
+        try:
+            return _run_once(copy.deepcopy(config), port, progress)
+        except ManagerLost as error:
+            _log.warning("%s (%d of at most %d times this command does so)", error, number, _MANAGERS - 1)
+    return _run_once(config, port, progress)
+
+
+def _run_once(config: ExperimentConfig, port: int, progress: Progress) -> list[Failure]:
     """Run one NNI experiment to its end; whatever happens, no NNI process is left behind.
 
     Args:
@@ -106,13 +120,14 @@ def run_experiment(config: ExperimentConfig, port: int, progress: Progress) -> l
 
     Raises:
         PhaseError: All trials fail; with the end of the first one's error output.
+        ManagerLost: NNI's manager has ended.
     """
     quiet_nni()
     experiment = Experiment(config)
     with manager(experiment, port) as port:
         while True:
-            check_alive(experiment)
-            jobs = experiment.list_trial_jobs()
+            with talking(experiment):
+                jobs, status = experiment.list_trial_jobs(), experiment.get_status()
             progress(jobs, f"http://127.0.0.1:{port}")
             failed = [job for job in jobs if job.status in _FAILED]
             done = sum(job.status == "SUCCEEDED" for job in jobs)
@@ -120,7 +135,7 @@ def run_experiment(config: ExperimentConfig, port: int, progress: Progress) -> l
                 raise PhaseError(_why(experiment, config, failed[0]))
             if len(failed) + done == config.max_trial_number:
                 return [Failure(_parameters(job), _why(experiment, config, job)) for job in failed]
-            if experiment.get_status() == "ERROR":
+            if status == "ERROR":
                 raise PhaseError(
                     f"NNI stopped with an error; see {config.experiment_working_directory}/{experiment.id}/log"
                 )

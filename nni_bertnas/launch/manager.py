@@ -29,6 +29,8 @@ _PORTS = 100  # that are tried, from the one that is asked for on
 _PATIENCE_SECONDS = 120.0  # for a manager that lives
 _POLL_SECONDS = 0.1
 _LOCAL = "localhost,127.0.0.1,::1"
+_LOST_SECONDS = 60.0  # in which a killed manager's tuner may look for it at its port, and disturb another one there
+_families: dict[str, list[psutil.Process]] = {}  # by experiment: what its manager had started when it was last seen
 
 
 @contextlib.contextmanager
@@ -69,12 +71,33 @@ def hold_port(first: int) -> Iterator[int]:
         except Timeout:
             continue
         try:
-            if _is_free(port):
-                yield port
+            if not _is_haunted(Path(lock.lock_file).with_suffix(".held")) and _is_free(port):
+                with _held(Path(lock.lock_file).with_suffix(".held")):
+                    yield port
                 return
         finally:
             lock.release()
     raise ConfigError(f"nni.port: no free port from {first} on; choose another")
+
+
+@contextlib.contextmanager
+def _held(mark: Path) -> Iterator[None]:
+    """Leave a mark as long as the block lasts, and for ever where the process is killed meanwhile."""
+    mark.write_text("held", encoding="utf-8")
+    try:
+        yield
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+def _is_haunted(mark: Path) -> bool:
+    """Whether who held a port was killed, and that was found out less than a minute ago."""
+    try:
+        if mark.read_text(encoding="utf-8") == "held":
+            mark.write_text("lost", encoding="utf-8")
+        return time.time() - mark.stat().st_mtime < _LOST_SECONDS
+    except OSError:
+        return False
 
 
 def writable(folder: Path) -> bool:
@@ -97,31 +120,52 @@ def _is_free(port: int) -> bool:
         return True
 
 
-def check_alive(experiment: Experiment) -> None:
-    """Whether an experiment's own manager is still there, so that what answers on its port is that one.
+class ManagerLost(PhaseError):
+    """NNI's manager has ended, and nobody here has ended it."""
+
+
+@contextlib.contextmanager
+def talking(experiment: Experiment) -> Iterator[None]:
+    """Ask an experiment's own manager something inside the block: what answers on its port is that one.
 
     Raises:
-        PhaseError: It is not.
+        ManagerLost: It is not there, or goes meanwhile.
+    """
+    check_alive(experiment)
+    try:
+        yield
+    except (OSError, ValueError):  # of requests, and of NNI where an answer ends early
+        time.sleep(1)  # a process that is killed closes its port before it is gone
+        check_alive(experiment)
+        raise
+
+
+def check_alive(experiment: Experiment) -> None:
+    """Whether an experiment's own manager is still there.
+
+    Raises:
+        ManagerLost: It is not.
     """
     process = experiment._proc
     if process is None or process.poll() is not None:
-        raise PhaseError(f"NNI's manager has ended{_said(experiment)}; run the same command again to go on")
-
-
-def _said(experiment: Experiment) -> str:
-    folder = Path(experiment.config.experiment_working_directory, experiment.id, "log")
-    return f"; see {folder}"
+        how = "" if process is None else f" with code {process.returncode}"
+        folder = Path(experiment.config.experiment_working_directory, experiment.id, "log")
+        raise ManagerLost(f"NNI's manager has ended{how}; see {folder}; run the same command again to go on")
+    with contextlib.suppress(psutil.Error):
+        _families[experiment.id] = psutil.Process(process.pid).children(recursive=True)
 
 
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
     """What NNI, its manager and the trials find in their environment.
 
-    The web UI has no password: it is kept on this machine. No proxy stands between processes of one machine. NNI keeps
-    a list of experiments in the user's home; where that cannot be written, in the folder of temporary files.
+    The web UI has no password: it is kept on this machine. The manager ends when this process is killed. No proxy
+    stands between processes of one machine. NNI keeps a list of experiments in the user's home; where that cannot be
+    written, in the folder of temporary files.
     """
     options = f"--require {json.dumps(str(_LOOPBACK))}"  # node reads quotes and backslashes as JSON does
     variables = {"NODE_OPTIONS": " ".join(filter(None, [os.environ.get("NODE_OPTIONS"), options]))}
+    variables["BERTNAS_OWNER"] = str(os.getpid())
     # The portal's button wants a command tensorboard, which is beside this Python, activated or not.
     variables["PATH"] = os.pathsep.join(filter(None, [os.environ.get("PATH"), str(Path(sys.executable).parent)]))
     for name in ("NO_PROXY", "no_proxy"):
@@ -160,7 +204,9 @@ def _watched(port: int) -> Iterator[None]:
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while not _listens(started[-1].pid, port):
             if started[-1].poll() is not None:
-                raise PhaseError(f"NNI's manager ended with code {started[-1].returncode} before it listened")
+                code = started[-1].returncode
+                kind = ManagerLost if code < 0 else PhaseError  # killed, or it does not start at all
+                raise kind(f"NNI's manager ended with code {code} before it listened")
             if time.monotonic() > deadline:
                 raise PhaseError(
                     f"NNI's manager did not listen on port {port} within {_PATIENCE_SECONDS:.0f} s; the machine may be "
@@ -191,8 +237,10 @@ def _listens(pid: int, port: int) -> bool:
 def _end(experiment: Experiment) -> None:
     """Stop an experiment, and kill what is left of its processes."""
     process = experiment._proc
-    left = []
-    if process is not None:
+    left = _families.pop(experiment.id, [])
+    if process is not None and process.poll() is not None:
+        experiment._proc = None  # NNI would ask it to stop, at length
+    elif process is not None:
         with contextlib.suppress(psutil.Error):
             left = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     try:

@@ -27,6 +27,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 _MODULES = (
     "scipy.stats",
     "json_tricks",
@@ -60,6 +62,26 @@ def server() -> Iterator[str | None]:
         finally:
             process.terminate()
             shutil.rmtree(folder, ignore_errors=True)
+            _end_trials(process.pid)
+
+
+def _end_trials(group: int) -> None:
+    """End what is left of the server's group of processes: trials whose manager was killed, as NNI ends all others."""
+    for number, patience in ((0, 3.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+        left = list(_members(group))
+        if not left:
+            return
+        for one in left:
+            with contextlib.suppress(psutil.Error):
+                one.send_signal(number)
+        psutil.wait_procs(left, timeout=patience)
+
+
+def _members(group: int) -> Iterator[psutil.Process]:
+    for one in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getpgid(one.pid) == group and one.pid != group and one.status() != psutil.STATUS_ZOMBIE:
+                yield one
 
 
 def _serve(address: str) -> None:
@@ -79,6 +101,7 @@ def _serve(address: str) -> None:
                     listener.close()
                     return _become_trial(connection)
                 connection.close()
+        _end_trials(os.getpid())  # who started this is gone, and with it whom they work for
     except Exception:
         shutil.rmtree(Path(address).parent, ignore_errors=True)  # nobody need wait
         raise

@@ -23,6 +23,8 @@ class EnasModule(EnasLightningModule):
         options: NNI's own.
     """
 
+    resumable = False  # its controller's optimiser and samples are tianshou's, and nothing of torch's
+
     def __init__(self, training_module: Any, *, gradient_clip: float, **options: Any) -> None:
         super().__init__(training_module, **options)
         self.gradient_clip = gradient_clip

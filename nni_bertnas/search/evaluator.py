@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import nni
@@ -16,6 +17,7 @@ from nni_bertnas.errors import CandidateError
 from nni_bertnas.machine import mixed_precision
 from nni_bertnas.search.one_path import take_one_path
 from nni_bertnas.store.reader import FeatureStore
+from nni_bertnas.training import resume
 from nni_bertnas.training.cells import CellLoss, CellTrainer
 from nni_bertnas.training.distributed import RankTrainer
 from nni_bertnas.training.probes import Probes
@@ -47,6 +49,13 @@ class SupernetDistillation(LightningModule):
         """One hidden state per block, each `(batch, seq, teacher_hidden)`, to as many; masks `(batch, seq)`."""
         outputs: list[Tensor] = self.model(hidden, mask, second)
         return outputs
+
+    def on_fit_start(self) -> None:
+        """Puts parameters into an order that all processes have, as optimisers' states go by it; NNI's is a set's."""
+        order = {id(parameter): number for number, parameter in enumerate(self.parameters())}
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["params"].sort(key=lambda one: order.get(id(one), len(order)))
 
     def _loss(self, batch: Batch) -> Tensor:
         take_one_path(self.model)
@@ -132,6 +141,8 @@ class DistillationEvaluator(Lightning):
         # Strategies that optimise by hand clip by themselves; Lightning forbids both at once.
         clip = None if held else settings.gradient_clip
         trainer = _Trainer(gradient_clip_val=clip, limit_val_batches=0, **options)
+        samplers = [weights.batch_sampler, architecture.batch_sampler]  # NNI joins the loaders
+        trainer.fit = partial(resume.train, trainer, samplers=samplers)
         super().__init__(SupernetDistillation(self.cells.loss, steps, penalty), trainer, weights, architecture)
 
     def evaluate(self, model: Any) -> float:

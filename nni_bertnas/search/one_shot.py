@@ -3,9 +3,11 @@
 import heapq
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
+from nni.mutable import mutable
 from nni.nas.strategy import RandomOneShot, RegularizedEvolution
 
 from nni_bertnas.errors import CandidateError, ConfigError
@@ -24,7 +26,8 @@ def random_one_shot(search: Search) -> Found:
     """One uniformly sampled path a step (SPOS, arXiv 1904.00420; DNA, arXiv 1911.13053), then the ranking of paths."""
     strategy = RandomOneShot(filter=search.affordable if search.limited else None)
     try:
-        search.run(search.supernet(), search.evaluator(), strategy, "raw")
+        with _seeded():
+            search.run(search.supernet(), search.evaluator(), strategy, "raw")
     except RuntimeError as error:
         if "valid architecture" not in str(error):
             raise
@@ -34,6 +37,17 @@ def random_one_shot(search: Search) -> Found:
             "enough; raise it, or leave dear ones out of cell.operations"
         ) from error
     return best_paths(search, strategy.supernet)
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """Let NNI draw paths from numpy's generator, which a search seeds; of its own it makes a new one for each."""
+    before = mutable.RandomState
+    mutable.RandomState = lambda: np.random.mtrand._rand
+    try:
+        yield
+    finally:
+        mutable.RandomState = before
 
 
 def enas(search: Search) -> Found:

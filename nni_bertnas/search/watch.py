@@ -62,6 +62,14 @@ class ArchitectureWatch(pl.Callback):
         self._stable = 0
         self._norms: dict[str, list[float]] = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Called when a search is saved."""
+        return {"leaders": self._leaders, "stable": self._stable}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Called when it goes on."""
+        self._leaders, self._stable = state_dict["leaders"], state_dict["stable"]
+
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Called by Lightning."""
         name = "architecture" if getattr(optimizer, "is_arch_optimizer", False) else "weight"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from nni_bertnas.artifacts import file_fingerprint, fingerprint
-from nni_bertnas.augment.parts import merge_parts, save_copies, write_parts
+from nni_bertnas.augment.parts import LABELLED, merge_parts, save_copies, write_parts
 from nni_bertnas.augment.replace import Replacements, load_masked_lm
 from nni_bertnas.augment.words import embedding_neighbours, read_vectors
 from nni_bertnas.config import to_dict
@@ -82,7 +82,9 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     new = merge_parts(parts, train)
     new.write(folder / TEXTS, run.task.texts, run.task.label, json.dumps({"seed": seed, **to_dict(settings)}))
     start = time.perf_counter()
-    store = label_rows(run, folder, new.rows.texts, new.rows.pairs, progress=tracker.progress)
+    label_rows(run, parts, new.rows.texts, new.rows.pairs, progress=tracker.progress)  # what is labelled there stays
+    (parts / LABELLED).rename(folder / LABELLED)
+    store = run.open_store(folder / LABELLED)
     save_copies(folder, new.copies)
     labels = np.asarray(train.labels)
     result = {

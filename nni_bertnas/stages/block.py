@@ -23,6 +23,7 @@ from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, load, stage_fingerprint
 from nni_bertnas.student.candidates import Candidate, kind_of, no_layer, save_candidates
 from nni_bertnas.tracking.tracker import Tracker
+from nni_bertnas.training import resume
 from nni_bertnas.training.trainer import pl
 
 
@@ -83,7 +84,9 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     teacher_size, width = run.train.hidden_size, study.student.hidden_size
     # By the table, as those of one depth were timed beside other trials than those of the next.
     every = [one for result in found.values() for one in read_candidates(result)]
-    chosen = [one.fresh(teacher_size, width) for one in choose(with_latencies(run, every), study.block.candidates)]
+    count = study.block.candidates
+    best = resume.remember("chosen", lambda: [one.to_dict() for one in choose(with_latencies(run, every), count)])
+    chosen = [Candidate.from_dict(one).fresh(teacher_size, width) for one in best]
     plain = [no_layer().fresh(teacher_size, width)] if study.block.no_layer else []
     pl.seed_everything(run.seed(block), verbose=False)
     trainer = run.trainer(block, study.block, tracker, seed=run.seed(block))

@@ -5,7 +5,7 @@ import logging
 import time
 from pathlib import Path
 
-from nni_bertnas.artifacts import atomic_folder, fingerprint, write_whole
+from nni_bertnas.artifacts import atomic_folder, clear_leftovers, fingerprint, write_whole
 from nni_bertnas.config import to_dict
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.search.search import Found, mean_score
@@ -61,7 +61,9 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     seconds = time.perf_counter() - start
     # Where blocks share the search, the one that stands for all comes last, so that it is there only when all are.
     for other in range(1, search.trainer.blocks):
-        with atomic_folder(run.folder("cell", {"block": block + other, "depth": depth})) as beside:
+        target = run.folder("cell", {"block": block + other, "depth": depth})
+        clear_leftovers(target)
+        with atomic_folder(target) as beside:
             result = _save(run, {"block": block + other, "depth": depth}, beside, found, other, seconds)
             mark = _fingerprint(run, {"block": block + other, "depth": depth})
             run.write(beside, {"fingerprint": mark, **result})

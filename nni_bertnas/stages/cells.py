@@ -21,6 +21,7 @@ from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.student.cost import operation_costs
 from nni_bertnas.student.latency import Part, around, cell_parts, model_part
 from nni_bertnas.tracking.tracker import Tracker
+from nni_bertnas.training import resume
 from nni_bertnas.training.cells import CellTrainer
 from nni_bertnas.training.replaced import replaced_errors
 from nni_bertnas.training.texts import TEXTS
@@ -138,7 +139,8 @@ def general_cells(
                 seed=run.seed(block), report=partial(part.epoch, default=None),
             )  # fmt: skip
             trainer.start_maps([fresh.trained])
-            trainer.fit_candidates([fresh.trained.train()], settings.epochs)
+            with resume.apart(mark):
+                trainer.fit_candidates([fresh.trained.train()], settings.epochs)
             save_shared(fresh.trained.state_dict(), file)
         found.append(fresh)
     return found

@@ -5,6 +5,7 @@ Made once per model and text, in a folder that all studies of a `runs_dir` share
 
 import logging
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nni_bertnas.artifacts import atomic_folder, damaged_file, fingerprint, read_result, state_fingerprint
+from nni_bertnas.artifacts import (
+    atomic_folder,
+    clear_leftovers,
+    damaged_file,
+    fingerprint,
+    read_result,
+    state_fingerprint,
+)
 from nni_bertnas.data.models import load_encoder, load_tokenizer, resolve_model, weights_fingerprint
 from nni_bertnas.data.rows import UNLABELLED, Rows
 from nni_bertnas.data.task_data import data_fingerprint
@@ -50,8 +58,9 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(f".{target.name}.lock")):
         if (found := _read(target, mark)) is None:
+            clear_leftovers(target)
             with atomic_folder(target) as fresh:
-                found = {"fingerprint": mark, **_write(run, fresh, tracker)}
+                found = {"fingerprint": mark, **_write(run, target.with_name(f".{target.name}.part"), fresh, tracker)}
                 run.write(fresh, found)
     return {**found, "folder": str(target.resolve())}
 
@@ -65,7 +74,8 @@ def _read(folder: Path, mark: str) -> Result | None:
     return found if found is None or damaged_file(folder) is None else None
 
 
-def _write(run: Run, folder: Path, tracker: Tracker) -> Result:
+def _write(run: Run, part: Path, folder: Path, tracker: Tracker) -> Result:
+    """Fill a folder, by way of another one in which the shards that are written stay when this is killed."""
     start, study = time.perf_counter(), run.study
     model, trusted = study.teacher.model, study.teacher.trust_remote_code
     encoder, tokenizer = load_encoder(model, trusted), load_tokenizer(model, trusted)
@@ -73,7 +83,9 @@ def _write(run: Run, folder: Path, tracker: Tracker) -> Result:
     rows = tokenize(tokenizer, Rows(texts, [UNLABELLED] * len(texts)), study.task.max_length)
     edges = run.cuts if study.general.cells else ()
     stored = np.arange(len(texts)) < study.general.cells
-    SplitWriter(folder / TEXTS, None, rows, edges, study.features.dtype, stored, encoder).write(tracker.progress)
+    SplitWriter(part / TEXTS, None, rows, edges, study.features.dtype, stored, encoder).write(tracker.progress)
+    (part / TEXTS).rename(folder / TEXTS)
+    shutil.rmtree(part)
     np.save(folder / PIECES, piece_vectors(encoder, tokenizer, tracker.progress))
     return {"rows": len(texts), "seconds": time.perf_counter() - start}
 

@@ -72,6 +72,11 @@ class Run:
         """Of a stage's result, or of one of its units'."""
         return self.root / stage / unit_name(unit or {})
 
+    def unfinished(self, stage: str, unit: Unit) -> Path:
+        """Beside a unit's result, what is saved of it while it is made."""
+        folder = self.folder(stage, unit)
+        return folder.with_name(f".{folder.name}.unfinished")
+
     @property
     def shared(self) -> Path:
         """What all studies of a folder share, as it depends on no task."""
@@ -306,7 +311,8 @@ class Run:
         if shared is not None:
             shutil.rmtree(self.shared / f"general-{shared['fingerprint']}", ignore_errors=True)
         for name in built_on(stage):
-            shutil.rmtree(self.root / name, ignore_errors=True)
+            for folder in (self.root / name, self.unfinished(name, {})):
+                shutil.rmtree(folder, ignore_errors=True)
         self.refresh()
 
     @contextmanager

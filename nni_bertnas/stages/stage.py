@@ -2,21 +2,24 @@
 
 import importlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from nni_bertnas import ranks
-from nni_bertnas.artifacts import atomic_folder, damaged_file, disk_errors, read_result
+from nni_bertnas.artifacts import atomic_folder, clear_leftovers, damaged_file, disk_errors, read_result
 from nni_bertnas.config import Study
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.machine import memory_bytes, num_cores
 from nni_bertnas.stages import STAGES
 from nni_bertnas.stages.run import Result, Run, Unit, unit_name
 from nni_bertnas.study_files import check
-from nni_bertnas.tracking.histories import record_name
+from nni_bertnas.tracking.histories import HISTORY, read_history, record_name
 from nni_bertnas.tracking.tracker import Tracker
+from nni_bertnas.training.resume import unfinished
 
 _log = logging.getLogger(__name__)
 
@@ -144,11 +147,11 @@ def ensure(run: Run, name: str, unit: Unit | None = None, tracker: Tracker | Non
     with disk_errors(run.root), run.lock(f"{name}-{unit_name(unit)}" if unit else name):
         result = find(run, name, unit)
         if result is None:
-            with tracker.working(), ranks.together(*devices(run, stage)):
-                result = _make(stage, run, unit, tracker)
+            result = _make(stage, run, unit, tracker)
             run.refresh()
         else:
             tracker.reuse()
+            shutil.rmtree(run.unfinished(name, unit), ignore_errors=True)  # killed before it could
     tracker.table("candidates", stage.table(result))
     tracker.final(stage.metrics(run, result))
     if stage.model and run.study.tracking.wandb_artifact:
@@ -164,16 +167,27 @@ def devices(run: Run, stage: Stage) -> tuple[int, str]:
 
 
 def _make(stage: Stage, run: Run, unit: Unit, tracker: Tracker) -> Result:
-    target = run.folder(stage.name, unit)
+    target, mark = run.folder(stage.name, unit), stage.fingerprint(run, unit)
+    together = ranks.together(*devices(run, stage))
+    with together, unfinished(run.unfinished(stage.name, unit), mark) as before:
+        kept = read_history(run.root / HISTORY, record_name(stage.name, unit_name(unit)))[: before.epochs]
+        with tracker.working(kept), _filling(stage, target) as folder:
+            before.count = lambda: tracker.epochs
+            result = {"fingerprint": mark, **stage.make(run, unit, folder, tracker)}
+            run.write(folder, result, deep=not (stage.in_place and stage.checks))
+    return result
+
+
+@contextmanager
+def _filling(stage: Stage, target: Path) -> Iterator[Path]:
+    """The folder that a unit is made in."""
     if stage.in_place:
         target.mkdir(parents=True, exist_ok=True)
-        result = {"fingerprint": stage.fingerprint(run, unit), **stage.make(run, unit, target, tracker)}
-        run.write(target, result, deep=not stage.checks)
-        return result
-    with atomic_folder(target) as folder:
-        result = {"fingerprint": stage.fingerprint(run, unit), **stage.make(run, unit, folder, tracker)}
-        run.write(folder, result)
-    return result
+        yield target
+    else:
+        clear_leftovers(target)
+        with atomic_folder(target) as folder:
+            yield folder
 
 
 def check_unit(stage: Stage, unit: Unit) -> Unit:

@@ -34,6 +34,7 @@ from nni_bertnas.student.cost import (
 from nni_bertnas.student.latency import Part, model_part
 from nni_bertnas.student.start import Start
 from nni_bertnas.tracking.tracker import Tracker
+from nni_bertnas.training import resume
 from nni_bertnas.training.losses import LOSSES, Balance
 from nni_bertnas.training.metrics import evaluate_classifier
 from nni_bertnas.training.student import StudentDistillation
@@ -103,7 +104,8 @@ class StudentMaker:
             return
         store = FeatureStore(general / TEXTS)
         report = partial(tracker.epoch, default=None)
-        distil_texts(student, vector_map, store, settings, seed=self.seed, report=report)
+        with resume.apart(start):
+            distil_texts(student, vector_map, store, settings, seed=self.seed, report=report)
         save_shared({name: both.state_dict()[name] for name in touched}, file)
 
     def new_student(self, candidates: Sequence[Candidate]) -> StudentForSequenceClassification:

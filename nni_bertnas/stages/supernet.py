@@ -17,7 +17,9 @@ from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, load, stage_fingerprint
 from nni_bertnas.stages.students import FIDELITY, STUDENT, StudentMaker, describe, metrics
 from nni_bertnas.student.candidates import Candidate, no_layer
+from nni_bertnas.student.selection import Combination
 from nni_bertnas.tracking.tracker import Tracker
+from nni_bertnas.training import resume
 from search_space.cells import spell
 
 SEARCHED = "searched"
@@ -41,7 +43,7 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     blocks = load_ranked(run)
     made: Result = {}
     if len(run.shapes) > 1:
-        _, first = choose(maker, blocks, 1)[0]
+        _, first = _choose(maker, blocks, 1)[0]
         config, inner = maker.new_student(first).config, run.nni / "inner"
 
         def judge(shape: StudentSettings) -> float:
@@ -49,7 +51,7 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
 
         made["shapes"] = search_shapes(run.shapes, config, judge, inner)
         maker.shape = max(run.shapes, key=lambda shape: made["shapes"][shape_name(shape)])
-    chosen, candidates = _final(maker, choose(maker, blocks, run.study.supernet.finalists), made, tracker)
+    chosen, candidates = _final(maker, _choose(maker, blocks, run.study.supernet.finalists), made, tracker)
     result = maker.train(candidates, SEARCHED, folder / SEARCHED, tracker)
     kept = SEARCHED
     if run.study.supernet.bag and run.shape.static_path and any(one.depth for one in candidates):
@@ -64,6 +66,13 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     for name in (SEARCHED, BAG):
         shutil.rmtree(folder / name, ignore_errors=True)
     return {"selection": asdict(chosen), "kept": kept, **made, **result}
+
+
+def _choose(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]], count: int) -> list[Chosen]:
+    """As :func:`choose`; another attempt at the unit takes the same, whatever it measures."""
+    known = resume.remember(f"chosen{count}", lambda: [asdict(one) for one, _ in choose(maker, blocks, count)])
+    found = [Combination(**{**one, "choice": tuple(one["choice"])}) for one in known]
+    return [(one, [of_block[n] for of_block, n in zip(blocks, one.choice, strict=True)]) for one in found]
 
 
 def _final(maker: StudentMaker, finalists: Sequence[Chosen], made: Result, tracker: Tracker) -> Chosen:

@@ -5,7 +5,7 @@ import logging
 import math
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,8 @@ class EventFiles:
         self._writer: Any = None
         self._steps: Counter[str] = Counter()
 
-    def begin(self) -> None:
-        """Begin anew."""
+    def begin(self, kept: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Begin anew, with epochs of an earlier attempt."""
         self.close()
         self._steps.clear()
         if importlib.util.find_spec("tensorboard") is None:  # an extra
@@ -52,6 +52,9 @@ class EventFiles:
             self._writer = SummaryWriter(str(self.folder), flush_secs=5)
         except Exception as error:  # a full disk, a broken installation: tracking never stops a run
             _log.warning("TensorBoard's files are not written: %s", error)
+            return
+        for metrics in kept:
+            self.epoch({name: one for name, one in metrics.items() if name != "seconds" and one is not None})
 
     def epoch(self, metrics: Mapping[str, float]) -> None:
         """One point of every metric; its step is how many it had before, as epochs count anew in every training."""

@@ -11,7 +11,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +62,13 @@ class Record:
         self._epochs = 0
         self._broken = False
 
-    def begin(self) -> None:
-        """Begin the unit, and its history, anew."""
-        self._start, self._since, self._epochs = time.perf_counter(), time.time(), 0
+    def begin(self, kept: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Begin the unit anew, its history behind those epochs of an earlier attempt that stand."""
+        before = float(kept[-1].get("seconds") or 0) if kept else 0.0
+        self._start, self._since, self._epochs = time.perf_counter() - before, time.time() - before, len(kept)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            history_file(self.folder, self.name).write_text("", encoding="utf-8")
+            write_whole(history_file(self.folder, self.name), "".join(json.dumps(line) + "\n" for line in kept))
         except OSError as error:
             self._break(error)
         self._write({"state": "working", **this_process(), "experiment": os.environ.get("NNI_EXP_ID")})

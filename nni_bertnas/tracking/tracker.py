@@ -51,8 +51,8 @@ def unwatched(done: int, total: int, what: str = "rows", loss: float | None = No
 class Book(Protocol):
     """Keeps what a unit of work reports, from its beginning to its end."""
 
-    def begin(self) -> None:
-        """The unit is begun, perhaps anew."""
+    def begin(self, kept: Sequence[Mapping[str, Any]] = ()) -> None:
+        """The unit is begun, perhaps anew; epochs of an earlier attempt that it goes on behind are kept."""
         ...
 
     def epoch(self, metrics: Mapping[str, float]) -> None:
@@ -90,12 +90,14 @@ class Tracker:
         self._wandb_run = wandb_run
         self._watcher = watcher
         self._books = books
+        self.epochs = 0  # so far, of the unit and its parts
 
     @contextmanager
-    def working(self) -> Iterator[None]:
-        """The unit is made as long as the block lasts."""
+    def working(self, kept: Sequence[Mapping[str, Any]] = ()) -> Iterator[None]:
+        """The unit is made as long as the block lasts, behind epochs of an earlier attempt."""
+        self.epochs = len(kept)
         for book in self._books:
-            book.begin()
+            book.begin(kept)
         state = "stopped"
         try:
             yield
@@ -116,6 +118,7 @@ class Tracker:
             metrics: By name.
             default: The one whose curve the web UI shows first; None: it shows none of them.
         """
+        self.epochs += 1
         self._to_wandb(lambda run: run.log(dict(metrics)))
         for book in self._books:
             book.epoch(metrics)

@@ -100,6 +100,12 @@ class _Fitting(pl.LightningModule):
         self.hits.clear()
         self.generator.manual_seed(self.seed + self.current_epoch + 1)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["generator"] = self.generator.get_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.generator.set_state(checkpoint["generator"])
+
     def configure_optimizers(self) -> Any:
         return adamw_linear(self.model.parameters(), _LEARNING_RATE, 0.01, 0.1, self.steps)
 
@@ -152,17 +158,12 @@ def fit_masked_lm(
         split: make_loader(data, _BATCH_SIZE, shuffle=split == "train", seed=seed) for split, data in tokens.items()
     }
     module = _Fitting(model.train(), tokenizer, len(loaders["train"]) * epochs, seed)
-    seen: list[float] = []
-
-    def keep(metrics: Any) -> None:
-        seen.append(metrics["dev_accuracy"])
-        report(metrics)
-
-    fit(module, loaders["train"], loaders["dev"], epochs, [EpochReport(keep), StepReport(progress)])
+    reported = EpochReport(report)
+    fit(module, loaders["train"], loaders["dev"], epochs, [reported, StepReport(progress)])
     return FittedModel(
         model=model.eval(),
         tokenizer=tokenizer,
-        dev_accuracy=seen[-1],
+        dev_accuracy=reported.last["dev_accuracy"],
         commonest_accuracy=_commonest(tokens["train"].tokens, tokens["dev"].tokens, tokenizer.all_special_ids),
     )
 

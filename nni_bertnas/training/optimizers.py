@@ -40,6 +40,16 @@ class MuonAdamW(torch.optim.Optimizer):
             self.parts.append(torch.optim.AdamW(others, lr=lr, weight_decay=weight_decay, fused=fused))
         super().__init__([group for part in self.parts for group in part.param_groups], {})  # shared with the parts
 
+    def state_dict(self) -> dict[str, Any]:
+        """Of the parts, which hold the moments."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Of the parts; the groups stay shared with them."""
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups[:] = [group for part in self.parts for group in part.param_groups]
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Called by Lightning, with a closure that computes the gradients."""
@@ -67,6 +77,13 @@ class RowSparseAdamW(torch.optim.AdamW):
                     parameter.grad = None  # so that AdamW leaves it alone
         super().step()
         return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """With whole steps, of which AdamW makes single numbers, and moments then differ in their last digits."""
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            if "first" in state:
+                state["step"] = int(state["step"])
 
     def _step_rows(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
         gradient = parameter.grad.coalesce()  # type: ignore[union-attr]

@@ -76,6 +76,7 @@ class StudentDistillation(pl.LightningModule):
         self.steps = steps
         self.freeze_embeddings = freeze_embeddings
         self._average: tuple[AveragedModel, ...] = ()  # in a tuple, lest it counts as a part of this module
+        self._saved_average: dict[str, Any] = {}
         for table in student.tables:
             table.sparse = settings.sparse_embeddings  # its gradient; nothing that is saved
 
@@ -95,6 +96,17 @@ class StudentDistillation(pl.LightningModule):
             forgotten = 1 / max(1.0, self.settings.averaging * self.steps / _AVERAGED_EVERY)
             mean = AveragedModel(self.student, multi_avg_fn=get_ema_multi_avg_fn(1 - forgotten))
             self._average = (mean.eval(),)
+            if self._saved_average:
+                self._average[0].load_state_dict(self._saved_average)
+                self._saved_average = {}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Called by Lightning."""
+        checkpoint["average"] = self._average[0].state_dict() if self._average else {}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Called by Lightning, before the training begins."""
+        self._saved_average = checkpoint["average"]
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Called by Lightning."""

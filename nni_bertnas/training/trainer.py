@@ -12,6 +12,7 @@ from torch import nn
 from nni_bertnas.errors import CandidateError
 from nni_bertnas.machine import Span, mixed_precision
 from nni_bertnas.tracking.tracker import Progress
+from nni_bertnas.training import resume
 from nni_bertnas.training.distributed import RankTrainer
 
 Report = Callable[[Mapping[str, float]], None]  # takes the metrics of one epoch
@@ -23,6 +24,15 @@ class EpochReport(pl.Callback):
 
     def __init__(self, report: Report) -> None:
         self.report = report
+        self.last: dict[str, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Called when a training is saved."""
+        return {"last": self.last}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Called when it goes on."""
+        self.last = state_dict["last"]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called by Lightning."""
@@ -30,6 +40,7 @@ class EpochReport(pl.Callback):
         optimizer = trainer.optimizers[0]
         metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
         metrics["epoch"] = trainer.current_epoch
+        self.last = metrics
         self.report(metrics)
 
 
@@ -75,6 +86,15 @@ class KeepBest(pl.Callback):
         self.epoch = 0
         self.metrics: dict[str, float] = {}  # of that epoch
         self._weights: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Called when a training is saved."""
+        return {"best": self.best, "epoch": self.epoch, "metrics": self.metrics, "weights": self._weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Called when it goes on."""
+        self.best, self.epoch, self.metrics = (state_dict[name] for name in ("best", "epoch", "metrics"))
+        self._weights = state_dict["weights"]
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called by Lightning."""
@@ -141,7 +161,7 @@ def fit(
     module: pl.LightningModule, train: Iterable[Any], dev: Iterable[Any] | None, epochs: int,
     callbacks: Sequence[pl.Callback], *, precision: str = "float32", wide: bool = False, gradient_clip: float = 1.0,
 ) -> None:  # fmt: skip
-    """Train a module; Ctrl-C goes on to the caller.
+    """Train a module, see :func:`~nni_bertnas.training.resume.train`; Ctrl-C goes on to the caller.
 
     Args:
         module: What is trained.
@@ -159,7 +179,7 @@ def fit(
     options = trainer_options(epochs, callbacks, mixed_precision(precision, wide))
     trainer = RankTrainer(gradient_clip_val=gradient_clip, **options)
     try:
-        trainer.fit(module, train, dev)
+        resume.train(trainer, module, train, dev)
     except SystemExit as error:  # what Lightning makes of Ctrl-C, after it has switched off further ones
         signal.signal(signal.SIGINT, signal.default_int_handler)
         before = error.__context__

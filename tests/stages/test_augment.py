@@ -21,6 +21,7 @@ from nni_bertnas.stages.rows import all_rows, own_rows
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure, find, load
 from nni_bertnas.store.reader import FeatureDataset, FeatureStore
+from nni_bertnas.store.writer import SplitWriter
 from nni_bertnas.tracking.tracker import Tracker
 from nni_bertnas.training import masked_lm
 
@@ -63,6 +64,18 @@ class Progress(Tracker):
             self.take(done, total)
 
 
+class Labelling(Tracker):
+    """Interrupts when the shard of labels is written, which all rows are told of once before."""
+
+    labelled = False
+
+    def progress(self, done: int, total: int, what: str = "rows", loss: float | None = None) -> None:
+        if what == "rows labelled" and done == total:
+            if self.labelled:
+                raise KeyboardInterrupt
+            self.labelled = True
+
+
 def test_augmentation_resumes_and_its_rows_are_new_and_labelled_by_the_teacher(
     fitted: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,6 +90,9 @@ def test_augmentation_resumes_and_its_rows_are_new_and_labelled_by_the_teacher(
     root = fitted.root
     before = {file: file.stat().st_mtime_ns for file in root.glob(".augment-*/*.parquet")}
     assert len(before) == 2 and not fitted.folder("augment").exists()
+    with pytest.raises(KeyboardInterrupt):
+        ensure(fitted, "augment", tracker=Labelling())
+    monkeypatch.setattr(SplitWriter, "_write_shard", None)  # what is labelled stays
     kept: dict[Path, int] = {}
     watch = Progress(lambda done, total: kept.update({file: file.stat().st_mtime_ns for file in before}))
     result = ensure(fitted, "augment", tracker=watch)

@@ -16,6 +16,7 @@ from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure, find, load
 from nni_bertnas.stages.students import StudentMaker
 from nni_bertnas.store.reader import FeatureDataset, FeatureStore
+from nni_bertnas.store.writer import SplitWriter
 from nni_bertnas.student.candidates import Candidate, no_layer
 from nni_bertnas.tracking.tracker import Tracker
 from nni_bertnas.training.cells import CellTrainer, block_scores
@@ -33,6 +34,25 @@ def make_run(root: Path, **sections: dict) -> Run:
         texts.write_text("\n".join(lines) + "\n")
     general = {"files": [str(texts)], "rows": 80, "epochs": 4, **sections.pop("general", {})}
     return tiny_run(root, general=general, **sections)
+
+
+def test_shards_of_general_text_outlive_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(Tracker):
+        read = False
+
+        def progress(self, done: int, total: int, what: str = "rows", loss: float | None = None) -> None:
+            if done == total and self.read:
+                raise KeyboardInterrupt  # the shard is written
+            self.read = done == total
+
+    run = make_run(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        ensure(run, "general", tracker=Interrupted())
+    assert not list(run.shared.glob("general-*"))
+    monkeypatch.setattr(SplitWriter, "_write_shard", None)  # none is made again
+    result = ensure(run, "general")
+    assert len(FeatureStore(Path(result["folder"]) / TEXTS)) == 80
+    assert [path.name for path in run.shared.glob(".general-*")] == [f".general-{result['fingerprint']}.lock"]
 
 
 def test_general_text_is_stored_once_for_all_studies_of_a_folder(tmp_path: Path) -> None:
