@@ -101,7 +101,7 @@ def parse_study(raw: Any, origin: str = "study") -> Study:
         # JSON, because strict dataclasses take mappings from it alone.
         study = _ADAPTER.validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        problems += [_describe(problem) for problem in error.errors()]
+        problems += [describe(problem) for problem in error.errors()]
     if study is not None and not problems:
         problems += _misfits(study)
     if problems or study is None:
@@ -126,7 +126,8 @@ def _refusal(origin: str, problems: Sequence[str]) -> ConfigError:
     return ConfigError(f"{origin}: {len(problems)} problem(s)\n{lines}")
 
 
-def _describe(problem: Any, before: str = "") -> str:
+def describe(problem: Any, before: str = "") -> str:
+    """One problem that pydantic found in plain data, by its dotted path behind `before`."""
     # Union members (int | None) append their type's name to the path; only real field names are kept.
     path = ".".join(str(part) for part in problem["loc"] if not (isinstance(part, str) and "[" in part))
     path = f"{before}.{path}" if before and path else before or path
@@ -169,7 +170,7 @@ def _wrong_options(raw: dict[str, Any]) -> Iterator[str]:
         except ValidationError as error:
             known = ", ".join(to_dict(STRATEGIES[name].options()))
             for problem in error.errors():
-                text = _describe(problem, "cell.options")
+                text = describe(problem, "cell.options")
                 yield text.replace("remove it or correct its spelling", f"{name} takes {known}")
 
 

@@ -3,6 +3,7 @@
 import shlex
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ from nni.experiment.config import AlgorithmConfig, ExperimentConfig
 
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.launch import trial_server
-from nni_bertnas.launch.manager import check_alive, manager
+from nni_bertnas.launch.manager import Hold, check_alive, manager
 from nni_bertnas.stages.run import Run, Unit
 from nni_bertnas.stages.stage import Stage, trials_at_once
 from nni_bertnas.tracking.histories import HISTORY, WEB_UI, state_file, this_process, write_state
@@ -72,26 +73,27 @@ def announced(run: Run, stage: Stage) -> Iterator[Callable[[str], None]]:
             state_file(folder, WEB_UI).unlink(missing_ok=True)
 
 
-def run_experiment(config: ExperimentConfig, port: int, progress: Progress) -> None:
+def run_experiment(config: ExperimentConfig, port: int, progress: Progress, hold: Hold | None = None) -> None:
     """Run one NNI experiment to its end; whatever happens, no NNI process is left behind.
 
     Args:
         config: What to run.
         port: Of the web UI; the next free one is taken.
         progress: Called about once a second.
+        hold: Finds and holds the port; see :func:`~nni_bertnas.launch.manager.manager`.
 
     Raises:
         PhaseError: A trial failed; with the end of its error output.
     """
     nni.silence_stdout()  # what it says goes into the log, warnings to the terminal
     experiment = Experiment(config)
-    with manager(experiment, port) as port:
+    with manager(experiment, port, hold) as port:
         while True:
             check_alive(experiment)
             jobs = experiment.list_trial_jobs()
             progress(jobs, f"http://127.0.0.1:{port}")
             if failed := [job for job in jobs if job.status in ("FAILED", "SYS_CANCELED", "USER_CANCELED")]:
-                raise PhaseError(_why(experiment, config, failed[0]))
+                raise PhaseError(_why(experiment, config, failed[0], port))
             if len(jobs) == config.max_trial_number and all(job.status == "SUCCEEDED" for job in jobs):
                 return
             if experiment.get_status() == "ERROR":
@@ -101,7 +103,9 @@ def run_experiment(config: ExperimentConfig, port: int, progress: Progress) -> N
             time.sleep(_POLL_SECONDS)
 
 
-def _why(experiment: Experiment, config: ExperimentConfig, job: Any) -> str:
+def _why(experiment: Experiment, config: ExperimentConfig, job: Any, port: int) -> str:
+    with suppress(OSError):  # NNI fetches what lies on another machine
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/nni/trial-file/{job.trialJobId}/stderr", timeout=30)
     root = Path(config.experiment_working_directory, experiment.id)
     path = next(root.rglob(f"{job.trialJobId}/trial.stderr"), root)
     tail = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] if path.is_file() else []

@@ -12,7 +12,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -24,20 +24,23 @@ from nni.tools.nnictl.config_utils import Experiments
 
 from nni_bertnas.errors import ConfigError, PhaseError
 
-_LOOPBACK = Path(__file__).with_name("loopback.js")
+LOOPBACK = Path(__file__).with_name("loopback.js")
 _PORTS = 100  # that are tried, from the one that is asked for on
 _PATIENCE_SECONDS = 120.0  # for a manager that lives
 _POLL_SECONDS = 0.1
 _LOCAL = "localhost,127.0.0.1,::1"
 
+Hold = Callable[[int], contextlib.AbstractContextManager[int]]  # the first port to be tried -> one that is held
+
 
 @contextlib.contextmanager
-def manager(experiment: Experiment, port: int) -> Iterator[int]:
+def manager(experiment: Experiment, port: int, hold: Hold | None = None) -> Iterator[int]:
     """Start an experiment's manager, and end it and what it started when the block ends, however that is.
 
     Args:
         experiment: Not started yet.
         port: Of the web UI; the next free one is taken.
+        hold: Finds and holds it; by default :func:`hold_port`.
 
     Yields:
         The port it took.
@@ -46,7 +49,7 @@ def manager(experiment: Experiment, port: int) -> Iterator[int]:
         ConfigError: No port is free.
         PhaseError: NNI does not start; with what it said.
     """
-    with _environment(), hold_port(port) as held:
+    with _environment(), (hold or hold_port)(port) as held:
         try:
             with _watched(held):
                 experiment.start(held)
@@ -56,20 +59,24 @@ def manager(experiment: Experiment, port: int) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def hold_port(first: int) -> Iterator[int]:
+def hold_port(first: int, beside: int = 0) -> Iterator[int]:
     """The first port from `first` on that nobody on this machine listens on or has chosen, held by a lock.
+
+    Args:
+        first: To be tried.
+        beside: So many ports behind it have to be free, too.
 
     Raises:
         ConfigError: None of the next hundred is free.
     """
-    for port in range(first, min(first + _PORTS, 65536)):
+    for port in range(first, min(first + _PORTS, 65536 - beside)):
         lock = FileLock(Path(tempfile.gettempdir()) / f"bertnas-{os.getuid()}-port{port}.lock")
         try:
             lock.acquire(blocking=False)
         except Timeout:
             continue
         try:
-            if _is_free(port):
+            if all(_is_free(one) for one in range(port, port + beside + 1)):
                 yield port
                 return
         finally:
@@ -120,7 +127,7 @@ def _environment() -> Iterator[None]:
     The web UI has no password: it is kept on this machine. No proxy stands between processes of one machine. NNI keeps
     a list of experiments in the user's home; where that cannot be written, in the folder of temporary files.
     """
-    options = f"--require {json.dumps(str(_LOOPBACK))}"  # node reads quotes and backslashes as JSON does
+    options = f"--require {json.dumps(str(LOOPBACK))}"  # node reads quotes and backslashes as JSON does
     variables = {"NODE_OPTIONS": " ".join(filter(None, [os.environ.get("NODE_OPTIONS"), options]))}
     # The portal's button wants a command tensorboard, which is beside this Python, activated or not.
     variables["PATH"] = os.pathsep.join(filter(None, [os.environ.get("PATH"), str(Path(sys.executable).parent)]))
