@@ -6,7 +6,6 @@ choice to the end of the experiment, and the manager is known by its process.
 """
 
 import contextlib
-import json
 import os
 import socket
 import sys
@@ -23,8 +22,8 @@ from nni.experiment import Experiment, launcher
 from nni.tools.nnictl.config_utils import Experiments
 
 from nni_bertnas.errors import ConfigError, PhaseError
+from nni_bertnas.launch.loopback import node_option
 
-LOOPBACK = Path(__file__).with_name("loopback.js")
 _PORTS = 100  # that are tried, from the one that is asked for on
 _PATIENCE_SECONDS = 120.0  # for a manager that lives
 _POLL_SECONDS = 0.1
@@ -127,8 +126,7 @@ def _environment() -> Iterator[None]:
     The web UI has no password: it is kept on this machine. No proxy stands between processes of one machine. NNI keeps
     a list of experiments in the user's home; where that cannot be written, in the folder of temporary files.
     """
-    options = f"--require {json.dumps(str(LOOPBACK))}"  # node reads quotes and backslashes as JSON does
-    variables = {"NODE_OPTIONS": " ".join(filter(None, [os.environ.get("NODE_OPTIONS"), options]))}
+    variables = {"NODE_OPTIONS": " ".join(filter(None, [os.environ.get("NODE_OPTIONS"), node_option()]))}
     # The portal's button wants a command tensorboard, which is beside this Python, activated or not.
     variables["PATH"] = os.pathsep.join(filter(None, [os.environ.get("PATH"), str(Path(sys.executable).parent)]))
     for name in ("NO_PROXY", "no_proxy"):

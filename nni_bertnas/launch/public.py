@@ -44,11 +44,11 @@ def public_portal(portal: str, token: str, first: int = FIRST_PORT) -> Iterator[
     """
     loop = asyncio.new_event_loop()
     listener = _listen(first)
-    runner = web.AppRunner(_app(portal, token), access_log=None)  # whose lines would hold the token
+    runner = web.AppRunner(_app(portal, token), access_log=None, shutdown_timeout=1)  # whose lines would hold the token
 
     async def start() -> None:
         await runner.setup()
-        await web.SockSite(runner, listener, shutdown_timeout=1).start()
+        await web.SockSite(runner, listener).start()
 
     try:
         loop.run_until_complete(start())

@@ -14,7 +14,6 @@ import json
 import os
 import secrets
 import shlex
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,19 +26,22 @@ from nni.experiment.config.training_services.remote import RemoteMachineConfig
 from nni_bertnas.config import Study, to_dict
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.launch.channel import TURNS
+from nni_bertnas.launch.loopback import write_python
 from nni_bertnas.launch.machines import Machine, Machines, ask, ssh
-from nni_bertnas.launch.manager import LOOPBACK, hold_port
+from nni_bertnas.launch.manager import hold_port
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import Stage
 
-_PASSED = ("HF_HUB_OFFLINE", "WANDB_MODE")  # of this environment to that of trials; never a key
 _PORTS = 20  # that are tried, until one is free here and everywhere
-_PYTHON = """\
-#!/bin/sh
-# Written by bertnas, in place of {python}: what NNI's remote service calls.
-case "$*" in "-m pip install nni --upgrade") echo "bertnas keeps this environment as it is"; exit 0 ;; esac
-export NODE_OPTIONS="${{NODE_OPTIONS:+$NODE_OPTIONS }}--require={loopback}"
-{exports}exec {python} "$@"
+# `bertnas`, which ends with its input, which ends with who asked for it.
+_COMMAND = """\
+import os, signal, sys, threading
+def watch():
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=watch, daemon=True).start()
+from nni_bertnas.cli import main
+sys.exit(main(sys.argv[1:]))
 """
 # What a machine says of itself: one JSON object.
 _ASKED = """\
@@ -105,9 +107,8 @@ class Remote:
                     self.elsewhere.append(machine)
         finally:
             token.unlink(missing_ok=True)
-        shutil.copy(LOOPBACK, self.tools / LOOPBACK.name)
         for number, machine in enumerate(self.machines.machines):
-            write_python(self._tools_of(number), machine.python, self.tools / LOOPBACK.name)
+            write_python(self._tools_of(number), machine.python)
 
     def _tools_of(self, number: int) -> Path:
         return self.tools / f"machine{number}"
@@ -169,36 +170,15 @@ class Remote:
             PhaseError: It failed there; its own output was shown.
         """
         machine = self.machines.machines[0]
-        code = "import sys; from nni_bertnas.cli import main; sys.exit(main(sys.argv[1:]))"
-        words = [f"{self._tools_of(0)}/python", "-c", code, stage.name, str(self.study_path)]
+        words = [f"{self._tools_of(0)}/python", "-c", _COMMAND, stage.name, str(self.study_path)]
         command = f"cd {shlex.quote(str(self.folder))} && exec {shlex.join(words)}"
-        # With a terminal over there, its end tells that command that this one has gone.
-        process = subprocess.Popen([*ssh(self.machines, machine), "-tt", command], stdin=subprocess.DEVNULL)
-        try:
-            code_there = process.wait()
-        finally:
-            process.terminate()
-            process.wait()
-        if code_there:
-            raise PhaseError(f"{stage.name} failed on {machine} (exit code {code_there}); see above")
-
-
-def write_python(folder: Path, python: str, loopback: Path) -> Path:
-    """Write the `python` that NNI's remote service is to call, and nothing else into its folder.
-
-    Args:
-        folder: Takes it; its path goes into NNI's `pythonPath`.
-        python: The folder of the environment's own `python`.
-        loopback: A copy of `loopback.js` that is there, too.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    exports = "".join(f"export {name}={shlex.quote(os.environ[name])}\n" for name in _PASSED if name in os.environ)
-    path = folder / "python"
-    path.write_text(
-        _PYTHON.format(python=shlex.quote(f"{python}/python"), loopback=loopback, exports=exports), encoding="utf-8"
-    )
-    path.chmod(0o755)
-    return path
+        with subprocess.Popen([*ssh(self.machines, machine), command], stdin=subprocess.PIPE) as process:
+            try:
+                code = process.wait()
+            finally:
+                process.terminate()
+        if code:
+            raise PhaseError(f"{stage.name} failed on {machine} (exit code {code}); see above")
 
 
 class _Taken(Exception):
