@@ -90,7 +90,7 @@ def run_experiment(config: ExperimentConfig, port: int, progress: Progress, hold
     with manager(experiment, port, hold) as port:
         while True:
             check_alive(experiment)
-            jobs = experiment.list_trial_jobs()
+            jobs = _jobs(experiment)
             progress(jobs, f"http://127.0.0.1:{port}")
             if failed := [job for job in jobs if job.status in ("FAILED", "SYS_CANCELED", "USER_CANCELED")]:
                 raise PhaseError(_why(experiment, config, failed[0], port))
@@ -101,6 +101,16 @@ def run_experiment(config: ExperimentConfig, port: int, progress: Progress, hold
                     f"NNI stopped with an error; see {config.experiment_working_directory}/{experiment.id}/log"
                 )
             time.sleep(_POLL_SECONDS)
+
+
+def _jobs(experiment: Experiment) -> list[Any]:
+    try:
+        found: list[Any] = experiment.list_trial_jobs()
+    except OSError as error:  # it may have ended since it was seen
+        time.sleep(_POLL_SECONDS)
+        check_alive(experiment)
+        raise PhaseError(f"NNI's manager does not answer ({error}); run the same command again to go on") from error
+    return found
 
 
 def _why(experiment: Experiment, config: ExperimentConfig, job: Any, port: int) -> str:

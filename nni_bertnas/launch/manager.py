@@ -116,7 +116,13 @@ def check_alive(experiment: Experiment) -> None:
 
 def _said(experiment: Experiment) -> str:
     folder = Path(experiment.config.experiment_working_directory, experiment.id, "log")
-    return f"; see {folder}"
+    try:
+        lines = (folder / "nnimanager.log").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    # NNI's own list of experiments is locked now and then, which ends nothing.
+    errors = [line.partition(" ERROR ")[2] for line in lines if " ERROR " in line and "experiments_manager" not in line]
+    return f"{': ' + errors[0] if errors else ''}; see {folder}"
 
 
 @contextlib.contextmanager

@@ -120,11 +120,12 @@ class Remote:
             config: Of the experiment as it would run here.
             stage: Whose.
         """
-        turns, empty = self.tools / "turns", self.tools / "upload"
-        empty.mkdir(exist_ok=True)  # NNI sends trialCodeDirectory; what there is to send is there already
+        turns, upload = self.tools / "turns", self.tools / "upload"
+        upload.mkdir(exist_ok=True)
+        (upload / "README").write_text("All that a trial needs is in the shared folder; NNI has to send something.\n")
         python = shlex.join(["python", "-m", f"trials.{stage.name}", "--study", str(self.study_path)])
         config.trial_command = f"cd {shlex.quote(str(self.folder))} && {TURNS}={turns} exec {python}"
-        config.trial_code_directory = str(empty)
+        config.trial_code_directory = str(upload)
         config.nni_manager_ip = "127.0.0.1"
         gpus = self.machines.machines[0].gpus is not None
         config.trial_gpu_number = 1 if gpus else None
