@@ -1,4 +1,4 @@
-"""A study on another machine: a network namespace whose loopback is its own, behind a real sshd. Set BERTNAS_REMOTE=1."""
+"""A study on another machine: a network namespace whose loopback is its own, behind a real sshd."""
 
 import json
 import os
