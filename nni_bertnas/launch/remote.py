@@ -25,6 +25,7 @@ from nni.experiment.config.training_services.remote import RemoteMachineConfig
 
 from nni_bertnas.config import Study, to_dict
 from nni_bertnas.errors import ConfigError, PhaseError
+from nni_bertnas.launch import trial_server
 from nni_bertnas.launch.channel import TURNS
 from nni_bertnas.launch.loopback import write_python
 from nni_bertnas.launch.machines import Machine, Machines, ask, ssh
@@ -84,7 +85,8 @@ class Remote:
         self.folder = Path.cwd()  # where trials run, as they do on one machine
         self.study_path = study_path.resolve()
         self.tools = run.root.absolute() / "nni" / "remote"
-        self.elsewhere: list[Machine] = []  # those whose loopback is not this machine's
+        self.elsewhere: set[int] = set()  # numbers of machines whose loopback is not this one's
+        self.forks = ""  # folder on every machine, of the process that trials are forked from
         _check_paths(machines, self.folder, self.study_path, run.root, run.study)
 
     def prepare(self) -> None:
@@ -100,11 +102,11 @@ class Remote:
         paths = [str(path) for path in (self.folder, self.study_path, *_study_paths(self.run.study))]
         here = [Path("/proc/sys/kernel/random/boot_id").read_text(), os.stat("/proc/self/ns/net").st_ino]
         try:
-            for machine in self.machines.machines:
+            for number, machine in enumerate(self.machines.machines):
                 said = json.loads(ask(self.machines, machine, _ASKED, *map(json.dumps, (names, paths, str(token)))))
                 _check_answer(machine, said, token, self.machines.shared_folder)
                 if said["loopback"] != here:
-                    self.elsewhere.append(machine)
+                    self.elsewhere.add(number)
         finally:
             token.unlink(missing_ok=True)
         for number, machine in enumerate(self.machines.machines):
@@ -123,7 +125,9 @@ class Remote:
         turns, upload = self.tools / "turns", self.tools / "upload"
         upload.mkdir(exist_ok=True)
         (upload / "README").write_text("All that a trial needs is in the shared folder; NNI has to send something.\n")
-        python = shlex.join(["python", "-m", f"trials.{stage.name}", "--study", str(self.study_path)])
+        self.forks = f"/tmp/bertnas-{secrets.token_hex(8)}"
+        quick = [trial_server.__name__, f"{self.forks}/socket"]
+        python = shlex.join(["python", "-m", *quick, f"trials.{stage.name}", "--study", str(self.study_path)])
         config.trial_command = f"cd {shlex.quote(str(self.folder))} && {TURNS}={turns} exec {python}"
         config.trial_code_directory = str(upload)
         config.nni_manager_ip = "127.0.0.1"
@@ -149,14 +153,17 @@ class Remote:
     def hold_port(self, first: int) -> Iterator[int]:
         """A port that is free here, and leads here from the loopback of every machine, as long as the block lasts.
 
+        As long, trials are forked there from a process that has loaded what they need, see
+        :mod:`~nni_bertnas.launch.trial_server`.
+
         Raises:
             ConfigError: None of the next is free everywhere.
         """
         for _ in range(_PORTS):
-            with hold_port(first, beside=1) as port, ExitStack() as tunnels:
+            with hold_port(first, beside=1) as port, ExitStack() as lines:
                 try:
-                    for machine in self.elsewhere:
-                        tunnels.enter_context(_tunnel(self.machines, machine, port))
+                    for number in range(len(self.machines.machines)):
+                        lines.enter_context(self._line(number, port))
                 except _Taken:
                     first = port + 1
                     continue
@@ -181,38 +188,42 @@ class Remote:
         if code:
             raise PhaseError(f"{stage.name} failed on {machine} (exit code {code}); see above")
 
+    def _serve(self, number: int) -> str:
+        """The command that runs a trial server on a machine until its input ends, which is when this process ends."""
+        folder, python = shlex.quote(str(self.folder)), self._tools_of(number) / "python"
+        server = f"cd {folder} && {python} -m {trial_server.__name__} --serve {self.forks}/socket >/dev/null 2>&1"
+        return f"umask 077 && mkdir -p {self.forks} && echo open && {server}; rm -rf {self.forks}"
+
+    @contextmanager
+    def _line(self, number: int, port: int) -> Iterator[None]:
+        """Let a port of a machine's loopback lead to the same port of this one's, and trials be forked there."""
+        machine = self.machines.machines[number]
+        forward = ["-R", f"127.0.0.1:{port}:127.0.0.1:{port}"] if number in self.elsewhere else []
+        with subprocess.Popen(
+            [*ssh(self.machines, machine, *forward), self._serve(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            try:
+                assert process.stdout is not None and process.stderr is not None
+                if process.stdout.readline().strip() != "open":
+                    said = process.stderr.read().strip()
+                    if "remote port forwarding failed" in said:
+                        raise _Taken
+                    raise PhaseError(
+                        f"{machine}: no way back to this machine ({said or 'ssh ended'}); sshd there needs "
+                        "AllowTcpForwarding yes, or remote"
+                    )
+                yield
+            finally:
+                process.terminate()
+
 
 class _Taken(Exception):
     """A port is taken on a machine."""
-
-
-@contextmanager
-def _tunnel(machines: Machines, machine: Machine, port: int) -> Iterator[None]:
-    """Let a port of a machine's loopback lead to the same port of this one's."""
-    forward = ["-R", f"127.0.0.1:{port}:127.0.0.1:{port}"]
-    # `cat` ends with its input, which ends with this process, however that ends.
-    command = [*ssh(machines, machine, *forward), "echo open && exec cat"]
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            assert process.stdout is not None and process.stderr is not None
-            if process.stdout.readline().strip() != "open":
-                said = process.stderr.read().strip()
-                if "remote port forwarding failed" in said:
-                    raise _Taken
-                raise PhaseError(
-                    f"{machine}: no way back to this machine ({said or 'ssh ended'}); sshd there needs "
-                    "AllowTcpForwarding yes, or remote"
-                )
-            yield
-        finally:
-            process.terminate()
 
 
 def _study_paths(study: Study) -> list[Path]:
