@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -93,7 +94,7 @@ def test_a_study_elsewhere_is_the_local_one_and_no_port_is_open(tmp_path: Path, 
     reached: set[int] = set()
     with sshd(tmp_path / "sshd", elsewhere) as machine:
         write_machines(tmp_path / "there", tmp_path / "sshd", machine)
-        process = start(tmp_path / "there", "--on", "machines.yml")
+        process = start(tmp_path / "there", "--on", "machines.yml", "--public")
         while process.poll() is None:
             listening |= elsewhere.listening()
             reached |= {port for port in listening if port != machine["port"] and connects(elsewhere.there, port)}
@@ -101,6 +102,8 @@ def test_a_study_elsewhere_is_the_local_one_and_no_port_is_open(tmp_path: Path, 
             time.sleep(1)
         said = process.stdout.read()
         assert process.returncode == 0, said
+    (token,) = set(re.findall(r"/\?token=(\S+)", said))
+    assert said.count(token) == 3 and said.count("WARNING: the web UI can be seen") == 3  # phases
     others = {port: address for port, address in listening.items() if port != machine["port"]}
     assert 8640 in others and len(others) >= 4  # the way back, and a trial keeper of each of three phases
     assert set(others.values()) == {LOOPBACK}
@@ -109,10 +112,9 @@ def test_a_study_elsewhere_is_the_local_one_and_no_port_is_open(tmp_path: Path, 
     assert len(contents(there)) > 10
     jobs = sorted((tmp_path / "sshd" / "home" / "nni-experiments").glob("*/environments/*/trials/*"))
     assert len(jobs) == 2 + 2 + 1  # cells, blocks and the student were made there
-    key = (tmp_path / "sshd" / "key").read_text().splitlines()[1]
-    assert not [
-        path for path in (tmp_path / "there").rglob("*") if path.is_file() and key.encode() in path.read_bytes()
-    ]
+    secrets = (token, (tmp_path / "sshd" / "key").read_text().splitlines()[1])
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "key"]
+    assert not [path for path in written if any(secret.encode() in path.read_bytes() for secret in secrets)]
 
 
 def connects(address: str, port: int) -> bool:

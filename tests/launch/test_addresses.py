@@ -1,5 +1,6 @@
 """Who reaches NNI's ports: asked from a second network namespace, which has no other way than the machine's address."""
 
+import io
 import json
 import os
 import shlex
@@ -17,10 +18,14 @@ import yaml
 from machines import Namespace, namespace
 from nni.experiment import Experiment
 from nni.experiment.config import AlgorithmConfig, ExperimentConfig
+from rich.console import Console
 
 from nni_bertnas.cli import main
+from nni_bertnas.cli.stage import _open_to_others
 from nni_bertnas.launch.manager import hold_port, manager
 from nni_bertnas.launch.public import public_portal
+from nni_bertnas.report.progress import Teller
+from nni_bertnas.tracking.logs import open_log
 
 TOKEN = "not-guessed"
 
@@ -110,6 +115,15 @@ def test_a_token_leads_to_a_clean_address_and_nowhere_else() -> None:
         request = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"Authorization": f"Bearer {TOKEN}"})
         with pytest.raises(urllib.error.HTTPError, match="502"):
             urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request)
+
+
+def test_the_token_stands_on_the_terminal_alone(tmp_path: Path) -> None:
+    terminal = Console(file=io.StringIO(), width=200)
+    with open_log(tmp_path / "log"):
+        _open_to_others("http://here:1", TOKEN, Teller(terminal))
+    assert f"http://here:1/?token={TOKEN}" in terminal.file.getvalue()
+    log = (tmp_path / "log").read_text()
+    assert "WARNING: the web UI can be seen" in log and TOKEN not in log
 
 
 def test_one_line_keeps_plain_nnictl_on_its_machine(
