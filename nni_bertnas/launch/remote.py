@@ -27,18 +27,20 @@ from nni_bertnas.config import Study, to_dict
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.launch import trial_server
 from nni_bertnas.launch.channel import TURNS
+from nni_bertnas.launch.lines import OPEN, Taken, line
 from nni_bertnas.launch.loopback import write_python
 from nni_bertnas.launch.machines import Machine, Machines, ask, ssh
 from nni_bertnas.launch.manager import hold_port
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import Stage
 
-_PORTS = 20  # that are tried, until one is free here and everywhere
+_PORTS = 5  # that are tried, until one is free here and everywhere
 # `bertnas`, which ends with its input, which ends with who asked for it.
 _COMMAND = """\
 import os, signal, sys, threading
 def watch():
-    sys.stdin.buffer.read()
+    while os.read(0, 4096):  # not sys.stdin, whose lock the interpreter wants at its end
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 threading.Thread(target=watch, daemon=True).start()
 from nni_bertnas.cli import main
@@ -163,13 +165,17 @@ class Remote:
             with hold_port(first, beside=1) as port, ExitStack() as lines:
                 try:
                     for number in range(len(self.machines.machines)):
-                        lines.enter_context(self._line(number, port))
-                except _Taken:
+                        lines.enter_context(line(self._line(number, port), str(self.machines.machines[number])))
+                except Taken:
                     first = port + 1
                     continue
                 yield port
                 return
-        raise ConfigError(f"nni.port: no port near {first} is free on all machines; choose another")
+        names = ", ".join(str(self.machines.machines[number]) for number in sorted(self.elsewhere))
+        raise ConfigError(
+            f"nni.port: no port near {first} is free on all machines ({names}), or sshd there forwards none; choose "
+            "another, and see that sshd_config there has AllowTcpForwarding yes or remote"
+        )
 
     def make(self, stage: Stage) -> None:
         """Make a stage that is no NNI experiment on the first machine.
@@ -188,42 +194,13 @@ class Remote:
         if code:
             raise PhaseError(f"{stage.name} failed on {machine} (exit code {code}); see above")
 
-    def _serve(self, number: int) -> str:
-        """The command that runs a trial server on a machine until its input ends, which is when this process ends."""
+    def _line(self, number: int, port: int) -> list[str]:
+        """What lets a port of a machine's loopback lead to the same port of this one's, and trials be forked there."""
+        forward = ["-R", f"127.0.0.1:{port}:127.0.0.1:{port}"] if number in self.elsewhere else []
         folder, python = shlex.quote(str(self.folder)), self._tools_of(number) / "python"
         server = f"cd {folder} && {python} -m {trial_server.__name__} --serve {self.forks}/socket >/dev/null 2>&1"
-        return f"umask 077 && mkdir -p {self.forks} && echo open && {server}; rm -rf {self.forks}"
-
-    @contextmanager
-    def _line(self, number: int, port: int) -> Iterator[None]:
-        """Let a port of a machine's loopback lead to the same port of this one's, and trials be forked there."""
-        machine = self.machines.machines[number]
-        forward = ["-R", f"127.0.0.1:{port}:127.0.0.1:{port}"] if number in self.elsewhere else []
-        with subprocess.Popen(
-            [*ssh(self.machines, machine, *forward), self._serve(number)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        ) as process:
-            try:
-                assert process.stdout is not None and process.stderr is not None
-                if process.stdout.readline().strip() != "open":
-                    said = process.stderr.read().strip()
-                    if "remote port forwarding failed" in said:
-                        raise _Taken
-                    raise PhaseError(
-                        f"{machine}: no way back to this machine ({said or 'ssh ended'}); sshd there needs "
-                        "AllowTcpForwarding yes, or remote"
-                    )
-                yield
-            finally:
-                process.terminate()
-
-
-class _Taken(Exception):
-    """A port is taken on a machine."""
+        command = f"umask 077 && mkdir -p {self.forks} && echo {OPEN} && {server}; rm -rf {self.forks}"
+        return [*ssh(self.machines, self.machines.machines[number], *forward), command]
 
 
 def _study_paths(study: Study) -> list[Path]:

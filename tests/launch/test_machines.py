@@ -129,3 +129,14 @@ def test_a_machine_that_will_not_do_is_said_before_anything_runs(
     assert not list(remote.tools.glob(".seen*"))
     (folder,) = remote.tools.glob("machine*")
     assert PYTHON in (folder / "python").read_text()
+
+
+def test_a_machine_that_forwards_no_port_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with sshd(tmp_path / "sshd", AllowTcpForwarding="no") as machine:
+        path = write(tmp_path, machine, known_hosts=str(tmp_path / "sshd" / "known_hosts"))
+        remote = Remote(load_machines(path), tiny_run(tmp_path), tmp_path / "study.yml")
+        remote.elsewhere.add(0)
+        remote.forks = str(tmp_path / "forks")
+        with pytest.raises(ConfigError, match="AllowTcpForwarding yes or remote"), remote.hold_port(8700):
+            pass
