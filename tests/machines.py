@@ -27,7 +27,7 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
 Subsystem sftp internal-sftp
-SetEnv HOME={folder}/home PYTHONPATH={repository} HF_HUB_OFFLINE=1
+SetEnv HOME={folder}/home PYTHONPATH={repository} HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 """
 
 

@@ -90,10 +90,10 @@ def run_experiment(config: ExperimentConfig, port: int, progress: Progress, hold
     with manager(experiment, port, hold) as port:
         while True:
             check_alive(experiment)
-            jobs = _jobs(experiment)
+            jobs = experiment.list_trial_jobs()
             progress(jobs, f"http://127.0.0.1:{port}")
             if failed := [job for job in jobs if job.status in ("FAILED", "SYS_CANCELED", "USER_CANCELED")]:
-                raise PhaseError(_why(experiment, config, failed[0], port))
+                raise PhaseError(_why(experiment, config, failed[0]))
             if len(jobs) == config.max_trial_number and all(job.status == "SUCCEEDED" for job in jobs):
                 return
             if experiment.get_status() == "ERROR":
@@ -103,19 +103,11 @@ def run_experiment(config: ExperimentConfig, port: int, progress: Progress, hold
             time.sleep(_POLL_SECONDS)
 
 
-def _jobs(experiment: Experiment) -> list[Any]:
-    try:
-        found: list[Any] = experiment.list_trial_jobs()
-    except OSError as error:  # it may have ended since it was seen
-        time.sleep(_POLL_SECONDS)
-        check_alive(experiment)
-        raise PhaseError(f"NNI's manager does not answer ({error}); run the same command again to go on") from error
-    return found
-
-
-def _why(experiment: Experiment, config: ExperimentConfig, job: Any, port: int) -> str:
+def _why(experiment: Experiment, config: ExperimentConfig, job: Any) -> str:
     with suppress(OSError):  # NNI fetches what lies on another machine
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/nni/trial-file/{job.trialJobId}/stderr", timeout=30)
+        urllib.request.urlopen(
+            f"http://127.0.0.1:{experiment.port}/api/v1/nni/trial-file/{job.trialJobId}/stderr", timeout=30
+        )
     root = Path(config.experiment_working_directory, experiment.id)
     path = next(root.rglob(f"{job.trialJobId}/trial.stderr"), root)
     tail = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] if path.is_file() else []

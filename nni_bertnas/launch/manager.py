@@ -116,13 +116,7 @@ def check_alive(experiment: Experiment) -> None:
 
 def _said(experiment: Experiment) -> str:
     folder = Path(experiment.config.experiment_working_directory, experiment.id, "log")
-    try:
-        lines = (folder / "nnimanager.log").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    # NNI's own list of experiments is locked now and then, which ends nothing.
-    errors = [line.partition(" ERROR ")[2] for line in lines if " ERROR " in line and "experiments_manager" not in line]
-    return f"{': ' + errors[0] if errors else ''}; see {folder}"
+    return f"; see {folder}"
 
 
 @contextlib.contextmanager

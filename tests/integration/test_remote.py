@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ pytestmark = [
     pytest.mark.timeout(1200),
 ]
 STAGES = ("teacher", "features", "cell", "block", "supernet")
+THREADS = {"OMP_NUM_THREADS": "1"}  # as over there: results are equal to the bit where threads are as many
 MEASURED = ("latency", "seconds", "speedup")  # parts of names of what a clock says
 
 
@@ -37,16 +38,19 @@ def elsewhere() -> Iterator[Namespace]:
         yield place
 
 
-def write_study(root: Path) -> Run:
-    root.mkdir(exist_ok=True)
-    run = tiny_run(root, nni={"concurrency": 2, "threads": 1, "port": 8640})
-    (root / "study.yml").write_text(to_yaml(run.study))
+def write_study(root: Path, name: str, port: int) -> Run:
+    """A study file of that name, and a run folder; data and model are the same for all names."""
+    run = tiny_run(root, runs_dir=str(root / name), nni={"concurrency": 2, "threads": 1, "port": port})
+    (root / f"{name}.yml").write_text(to_yaml(run.study))
     return run
 
 
-def start(root: Path, *arguments: str) -> subprocess.Popen:
-    command = [str(Path(sys.executable).with_name("bertnas")), "run", "study.yml", *arguments]
-    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(root: Path, name: str, *arguments: str) -> subprocess.Popen:
+    command = [str(Path(sys.executable).with_name("bertnas")), "run", f"{name}.yml", *arguments]
+    environment = {**os.environ, **THREADS}
+    return subprocess.Popen(
+        command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def write_machines(root: Path, key: Path, *machines: dict[str, Any]) -> None:
@@ -86,15 +90,15 @@ def _cmdline(process: psutil.Process) -> list[str]:
 
 
 def test_a_study_elsewhere_is_the_local_one_and_no_port_is_open(tmp_path: Path, elsewhere: Namespace) -> None:
-    here, there = write_study(tmp_path / "here"), write_study(tmp_path / "there")
-    local = start(tmp_path / "here")
+    here, there = (write_study(tmp_path, name, 8640) for name in ("here", "there"))
+    local = start(tmp_path, "here")
     said, _ = local.communicate(timeout=500)
     assert local.returncode == 0, said
     listening: dict[int, str] = {}
     reached: set[int] = set()
     with sshd(tmp_path / "sshd", elsewhere) as machine:
-        write_machines(tmp_path / "there", tmp_path / "sshd", machine)
-        process = start(tmp_path / "there", "--on", "machines.yml", "--public")
+        write_machines(tmp_path, tmp_path / "sshd", machine)
+        process = start(tmp_path, "there", "--on", "machines.yml", "--public")
         while process.poll() is None:
             listening |= elsewhere.listening()
             reached |= {port for port in listening if port != machine["port"] and connects(elsewhere.there, port)}
@@ -126,30 +130,34 @@ def connects(address: str, port: int) -> bool:
 
 
 def test_two_machines_share_the_work_and_leave_nothing_behind(tmp_path: Path, elsewhere: Namespace) -> None:
-    """One has this loopback, the other its own; in the middle `bertnas` is killed without a word, and goes on."""
-    run = write_study(tmp_path / "study")
+    """One has this loopback, the other its own; in the middle `bertnas` is told to end, and goes on."""
+    run = write_study(tmp_path, "study", 8740)
     with ExitStack() as stack:
-        machines = [
-            stack.enter_context(sshd(tmp_path / f"sshd{n}", place)) for n, place in enumerate((elsewhere, None))
-        ]
-        known = "".join((tmp_path / f"sshd{n}" / "known_hosts").read_text() for n in (0, 1))
+        places = {"sshd0": elsewhere, "sshd1": None}
+        machines = [stack.enter_context(sshd(tmp_path / name, place)) for name, place in places.items()]
+        known = "".join((tmp_path / name / "known_hosts").read_text() for name in places)
         (tmp_path / "sshd0" / "known_hosts").write_text(known)
-        write_machines(tmp_path / "study", tmp_path / "sshd0", *machines)
-        killed = start(tmp_path / "study", "--on", "machines.yml")
+        write_machines(tmp_path, tmp_path / "sshd0", *machines)
+        homes = [tmp_path / name / "home" for name in places]
+        ended = start(tmp_path, "study", "--on", "machines.yml")
         while not run.results("cell"):
-            assert killed.poll() is None, killed.stdout.read()
+            assert ended.poll() is None, ended.stdout.read()
             time.sleep(0.2)
+        ended.send_signal(signal.SIGTERM)
+        ended.communicate(timeout=120)
         made = {file: file.stat().st_mtime_ns for file in run.root.glob("*/**/result.json")}
-        killed.send_signal(signal.SIGKILL)
-        killed.wait()
-        process = start(tmp_path / "study", "--on", "machines.yml")
+        await_none(lambda: [one for home in homes for one in keepers(home)])
+        process = start(tmp_path, "study", "--on", "machines.yml")
         said, _ = process.communicate(timeout=900)
         assert process.returncode == 0, said
         assert {file: file.stat().st_mtime_ns for file in made} == made
-        homes = [tmp_path / f"sshd{n}" / "home" for n in (0, 1)]
         assert all(list(home.glob("nni-experiments/*/environments/*/trials/*")) for home in homes)
-        deadline = time.monotonic() + 60  # a keeper whose manager is gone gives up after half a minute
-        while left := [one for home in homes for one in keepers(home)]:
-            assert time.monotonic() < deadline, [_cmdline(one) for one in left]
-            time.sleep(1)
+        await_none(lambda: [one for home in homes for one in keepers(home)])
     assert len(run.results("supernet")) == 1
+
+
+def await_none(left: Callable[[], list[psutil.Process]]) -> None:
+    deadline = time.monotonic() + 60  # a keeper whose manager is gone gives up after a quarter of a minute
+    while found := left():
+        assert time.monotonic() < deadline, [_cmdline(one) for one in found]
+        time.sleep(1)
