@@ -28,7 +28,7 @@ from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.launch import trial_server
 from nni_bertnas.launch.channel import TURNS
 from nni_bertnas.launch.lines import OPEN, Taken, line
-from nni_bertnas.launch.loopback import write_python
+from nni_bertnas.launch.loopback import MACHINE, write_python
 from nni_bertnas.launch.machines import Machine, Machines, ask, ssh
 from nni_bertnas.launch.manager import hold_port
 from nni_bertnas.stages.run import Run
@@ -88,7 +88,7 @@ class Remote:
         self.study_path = study_path.resolve()
         self.tools = run.root.absolute() / "nni" / "remote"
         self.elsewhere: set[int] = set()  # numbers of machines whose loopback is not this one's
-        self.forks = ""  # folder on every machine, of the process that trials are forked from
+        self.forks = ""  # with its number the folder on every machine, of the process that trials are forked from
         _check_paths(machines, self.folder, self.study_path, run.root, run.study)
 
     def prepare(self) -> None:
@@ -112,7 +112,7 @@ class Remote:
         finally:
             token.unlink(missing_ok=True)
         for number, machine in enumerate(self.machines.machines):
-            write_python(self._tools_of(number), machine.python)
+            write_python(self._tools_of(number), machine.python, number)
 
     def _tools_of(self, number: int) -> Path:
         return self.tools / f"machine{number}"
@@ -128,8 +128,8 @@ class Remote:
         upload.mkdir(exist_ok=True)
         (upload / "README").write_text("All that a trial needs is in the shared folder; NNI has to send something.\n")
         self.forks = f"/tmp/bertnas-{secrets.token_hex(8)}"
-        quick = [trial_server.__name__, f"{self.forks}/socket"]
-        python = shlex.join(["python", "-m", *quick, f"trials.{stage.name}", "--study", str(self.study_path)])
+        trial = shlex.join([f"trials.{stage.name}", "--study", str(self.study_path)])
+        python = f"python -m {trial_server.__name__} {self.forks}-${MACHINE}/socket {trial}"
         config.trial_command = f"cd {shlex.quote(str(self.folder))} && {TURNS}={turns} exec {python}"
         config.trial_code_directory = str(upload)
         config.nni_manager_ip = "127.0.0.1"
@@ -198,8 +198,9 @@ class Remote:
         """What lets a port of a machine's loopback lead to the same port of this one's, and trials be forked there."""
         forward = ["-R", f"127.0.0.1:{port}:127.0.0.1:{port}"] if number in self.elsewhere else []
         folder, python = shlex.quote(str(self.folder)), self._tools_of(number) / "python"
-        server = f"cd {folder} && {python} -m {trial_server.__name__} --serve {self.forks}/socket >/dev/null 2>&1"
-        command = f"umask 077 && mkdir -p {self.forks} && echo {OPEN} && {server}; rm -rf {self.forks}"
+        forks = f"{self.forks}-{number}"  # apart, should two machines have one /tmp
+        server = f"cd {folder} && {python} -m {trial_server.__name__} --serve {forks}/socket >/dev/null 2>&1"
+        command = f"umask 077 && mkdir -p {forks} && echo {OPEN} && {server}; rm -rf {forks}"
         return [*ssh(self.machines, self.machines.machines[number], *forward), command]
 
 
