@@ -42,6 +42,7 @@ setup(
         "pandas>=2.2",
         "pyarrow>=17",
         "filelock",
+        "aiohttp>=3.9",
         "psutil",
         "bm25s>=0.3",
         "rich>=13",

@@ -114,6 +114,7 @@ def _refusal(origin: str, problems: Sequence[str]) -> ConfigError:
 
 
 def _describe(problem: Any, before: str = "") -> str:
+    """One problem that pydantic found in plain data, by its dotted path behind `before`."""
     # Union members (int | None) append their type's name to the path; only real field names are kept.
     path = ".".join(str(part) for part in problem["loc"] if not (isinstance(part, str) and "[" in part))
     path = f"{before}.{path}" if before and path else before or path

@@ -48,6 +48,17 @@ _LOUD: Arguments = {
     "--quiet": {"action": "store_true", "help": "say only what came out at the end, and errors"},
     "--verbose": {"action": "store_true", "help": "say every metric, and what libraries tell, too"},
 }
+_WHERE: Arguments = {
+    "--on": {
+        "type": Path,
+        "metavar": "MACHINES",
+        "help": "run on the machines of this YAML file, through NNI's remote",
+    },
+    "--public": {
+        "action": "store_true",
+        "help": "let other machines look at NNI's web UI, with a token (default: this one alone)",
+    },
+}
 _LEVELS = {"quiet": "ERROR", "verbose": "INFO"}  # of libraries' messages
 _UNIT: Arguments = {
     "--unit": {
@@ -92,6 +103,7 @@ COMMANDS: dict[str, Command] = {
             "--smoke": {
                 "action": "store_true", "help": "all stages on a few hundred rows, in two minutes; scores mean nothing"
             },
+            **_WHERE,
             **_LOUD,
         },
     ),
@@ -135,7 +147,7 @@ COMMANDS: dict[str, Command] = {
         },
     ),
     **{
-        name: Command("stage", entry.help, f"bertnas {name} tickets.yml", {**_STUDY, **_UNIT, **_LOUD})
+        name: Command("stage", entry.help, f"bertnas {name} tickets.yml", {**_STUDY, **_UNIT, **_WHERE, **_LOUD})
         for name, entry in STAGES.items()
     },
     "select": Command(
@@ -258,6 +270,17 @@ COMMANDS: dict[str, Command] = {
             "--max-batch": {"type": int, "default": 32, "metavar": "N", "help": "rows of a pass (default: 32)"},
             "--max-texts": {"type": int, "default": 64, "metavar": "N", "help": "of a request (default: 64)"},
             "--max-characters": {"type": int, "default": 10_000, "metavar": "N", "help": "of a text (default: 10000)"},
+        },
+    ),
+    "loopback": Command(
+        "loopback",
+        "what keeps NNI's ports on this machine when nnictl starts it, which opens them to all",
+        'eval "$(bertnas loopback)" && nnictl create --config experiment_configs/cell.yml',
+        {
+            "--python": {"metavar": "FOLDER", "help": "of an environment's python on a remote machine; with --into"},
+            "--into": {
+                "type": Path, "metavar": "FOLDER", "help": "takes a python for NNI's pythonPath, ports closed"
+            },
         },
     ),
     "completion": Command(

@@ -4,7 +4,7 @@ from argparse import Namespace
 
 from nni_bertnas.artifacts import disk_errors
 from nni_bertnas.cli.show import open_teller
-from nni_bertnas.cli.stage import make
+from nni_bertnas.cli.stage import make, open_where
 from nni_bertnas.report.results import show
 from nni_bertnas.report.trained import show_frontier
 from nni_bertnas.stages import STAGES
@@ -31,10 +31,11 @@ def run(arguments: Namespace) -> None:
             path = opened.write_study()
         write_outline(opened)
         teller.say(f"study {study.name} ({path}), everything goes to {opened.root}")
+        where = open_where(arguments, opened, path, teller)
         for name in STAGES:
             stage = load(name)
             if stage.units(opened):
-                make(opened, stage, path, teller)
+                make(opened, stage, path, teller, where)
         show(opened, teller)
         show_frontier(opened, teller)
         if arguments.smoke:

@@ -1,10 +1,13 @@
 """`bertnas STAGE STUDY`: one stage, and the smaller ones that it needs."""
 
 import logging
+import secrets
 import shutil
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,9 @@ from nni_bertnas.artifacts import disk_errors
 from nni_bertnas.cli.show import open_teller
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.launch.experiments import Failure, announced, make_config, quiet_nni, run_experiment
+from nni_bertnas.launch.machines import load_machines
+from nni_bertnas.launch.public import public_portal
+from nni_bertnas.launch.remote import Remote
 from nni_bertnas.launch.trial_server import server
 from nni_bertnas.machine import set_threads
 from nni_bertnas.report.progress import Teller, Watcher, spell_seconds
@@ -38,13 +44,37 @@ def run(arguments: Namespace) -> None:
         if arguments.unit is not None:
             make_one(opened, stage, arguments.unit, teller)
             return
+        where = open_where(arguments, opened, arguments.study, teller)
         for needed, _ in stage.needs(opened, stage.units(opened)[0]):
             if load(needed).optimize is None:  # a phase through NNI is a command of its own
-                make(opened, load(needed), arguments.study, teller)
-        make(opened, stage, arguments.study, teller)
+                make(opened, load(needed), arguments.study, teller, where)
+        make(opened, stage, arguments.study, teller, where)
 
 
-def make(run: Run, stage: Stage, study_path: Path, teller: Teller) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Where stages are made, and who may look at NNI's web UI.
+
+    Attributes:
+        remote: Other machines; None: here.
+        token: What others have to show; None: nobody else may look.
+    """
+
+    remote: Remote | None = None
+    token: str | None = None
+
+
+def open_where(arguments: Namespace, run: Run, study_path: Path, teller: Teller) -> Where:
+    """What `--on` and `--public` ask for; other machines are asked whether they will do."""
+    remote = None
+    if arguments.on is not None:
+        remote = Remote(load_machines(arguments.on), run, study_path)
+        remote.prepare()
+        teller.say(f"trials run on {', '.join(map(str, remote.machines.machines))}")
+    return Where(remote=remote, token=secrets.token_urlsafe(32) if arguments.public else None)
+
+
+def make(run: Run, stage: Stage, study_path: Path, teller: Teller, where: Where = Where()) -> None:
     """Make all units of a stage that are not there, with progress, and say what came out.
 
     Args:
@@ -52,6 +82,7 @@ def make(run: Run, stage: Stage, study_path: Path, teller: Teller) -> None:
         stage: To be made.
         study_path: The study's file, which NNI's trials read.
         teller: Takes what is said.
+        where: Here, or elsewhere.
     """
     start, units = time.perf_counter(), stage.units(run)
     missing = missing_units(run, stage, units)
@@ -64,11 +95,14 @@ def make(run: Run, stage: Stage, study_path: Path, teller: Teller) -> None:
             shutil.rmtree(run.unfinished(stage.name, unit), ignore_errors=True)
             _say(run, stage, unit, teller, "reused")
         return
-    if stage.optimize is None:
+    if stage.optimize is not None:
+        _through_nni(run, stage, units, study_path, teller, where)
+    elif where.remote is not None:
+        where.remote.make(stage)
+        run.refresh()
+    else:
         for unit in missing:
             _in_process(run, stage, unit, teller)
-    else:
-        _through_nni(run, stage, units, study_path, teller)
     seconds = time.perf_counter() - start
     run.record_seconds(stage.name, seconds)
     if stage.optimize is None:
@@ -115,34 +149,53 @@ def _in_process(run: Run, stage: Stage, unit: Unit, teller: Teller) -> None:
         ensure(run, stage.name, unit, tracker)
 
 
-def _through_nni(run: Run, stage: Stage, units: Sequence[Unit], study_path: Path, teller: Teller) -> None:
+def _through_nni(run: Run, stage: Stage, units: Sequence[Unit], study_path: Path, teller: Teller, where: Where) -> None:
+    remote = where.remote
     done: set[str] = set()
     told: list[str] = []
-    with teller.work(stage.name) as work, server() as socket, announced(run, stage) as announce:
+    at_once: list[int] = []
+    forks = server() if remote is None else nullcontext()
+    with teller.work(stage.name) as work, forks as socket, announced(run, stage) as announce, ExitStack() as opened:
         teller.say(f"{stage.name}: starting NNI")
-        config = make_config(run, study_path, stage, units, socket)
 
         def show(jobs: list[Any], address: str) -> None:
-            if not told:
+            if told[-1:] != [address]:  # another manager's, where one was lost, is another
                 told.append(address)
                 announce(address)
                 teller.say(f"{stage.name}: {len(units)} trial(s), web UI at {address}")
+                if where.token is not None:
+                    _open_to_others(opened.enter_context(public_portal(address, where.token)), where.token, teller)
             for job in jobs:
                 if job.status == "SUCCEEDED" and job.trialJobId not in done:
                     done.add(job.trialJobId)
                     unit = check_unit(stage, job.hyperParameters[0].parameters)
                     _say(run, stage, unit, teller, spell_seconds(job_seconds(job)))
             work.what = "trials"
-            work.say(spell_jobs(run, stage, jobs, len(units), config.trial_concurrency), len(done), len(units))
+            work.say(spell_jobs(run, stage, jobs, len(units), at_once[-1]), len(done), len(units))
 
-        failures = run_experiment(config, run.study.nni.port, show)
+        def start(some: Sequence[Unit]) -> list[Failure]:
+            config = make_config(run, study_path, stage, some, socket)
+            if remote is not None:
+                remote.place(config, stage)
+            at_once.append(config.trial_concurrency)
+            return run_experiment(config, run.study.nni.port, show, None if remote is None else remote.hold_port)
+
+        failures = start(units)
         run.refresh()
         for unit in [unit for unit in units if found_whole(run, stage, unit) is None]:
             _log.warning("%s; it is tried once more", _why(failures, unit))
-            again = run_experiment(make_config(run, study_path, stage, [unit], socket), run.study.nni.port, show)
-            failures = [*again, *failures]
+            failures = [*start([unit]), *failures]
     run.refresh()
     _do_without(run, stage, units, failures)
+
+
+def _open_to_others(address: str, token: str, teller: Teller) -> None:
+    """Say where others may look; the token stands on the terminal alone, not in the run's log."""
+    teller.say(
+        f"WARNING: the web UI can be seen from other machines at {address} by whoever has the token, which goes over "
+        "the network in the clear; an SSH tunnel is safer, see docs/cluster.md"
+    )
+    teller.console.print(f"{address}/?token={token}", highlight=False, soft_wrap=True)
 
 
 def _why(failures: Sequence[Failure], unit: Unit) -> str:

@@ -1,6 +1,7 @@
 """The line from a trial to NNI."""
 
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import nni.trial
 from nni.runtime.env_vars import trial_env_vars
 from nni.runtime.trial_command_channel import get_default_trial_command_channel
 
+TURNS = "BERTNAS_TURNS"  # a folder that trials of several machines see, see launch/remote.py
 _log = logging.getLogger(__name__)
 
 
@@ -44,17 +46,18 @@ class NniChannel:
 
 @contextmanager
 def _turn(patience_seconds: float = 60.0) -> Iterator[None]:
-    """Let the trials of one machine ask NNI for their parameters in the order in which NNI made them.
+    """Let trials that share a folder ask NNI for their parameters in the order in which NNI made them.
 
     NNI 3.0 hands parameters to trials in the order of their requests, whatever parameters it shows for them: of two
     that start together, each may get the other's, and the web UI then shows results under the wrong parameters.
     """
     number, output = int(trial_env_vars.NNI_TRIAL_SEQ_ID or -1), trial_env_vars.NNI_OUTPUT_DIR
-    if number < 0 or output is None or trial_env_vars.NNI_PLATFORM != "local":
+    shared = os.environ.get(TURNS)
+    if number < 0 or output is None or (trial_env_vars.NNI_PLATFORM != "local" and shared is None):
         yield
         return
-    turns = Path(output).parent / "turns"
-    turns.mkdir(exist_ok=True)
+    turns = Path(output).parent / "turns" if shared is None else Path(shared, str(trial_env_vars.NNI_EXP_ID))
+    turns.mkdir(exist_ok=True, parents=True)
     deadline = time.monotonic() + patience_seconds
     while number > 0 and not (turns / str(number - 1)).exists():
         if time.monotonic() > deadline:

@@ -5,6 +5,7 @@ import logging
 import shlex
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from nni.experiment.config import AlgorithmConfig, ExperimentConfig
 
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.launch import trial_server
-from nni_bertnas.launch.manager import ManagerLost, manager, talking
+from nni_bertnas.launch.manager import Hold, ManagerLost, manager, talking
 from nni_bertnas.stages.run import Run, Unit
 from nni_bertnas.stages.stage import Stage, trials_at_once
 from nni_bertnas.tracking.histories import HISTORY, WEB_UI, state_file, this_process, write_state
@@ -97,23 +98,24 @@ class Failure:
     why: str
 
 
-def run_experiment(config: ExperimentConfig, port: int, progress: Progress) -> list[Failure]:
+def run_experiment(config: ExperimentConfig, port: int, progress: Progress, hold: Hold | None = None) -> list[Failure]:
     """As :func:`_run_once`; where NNI's manager is lost, another goes on: what trials have finished is reused."""
     for number in range(1, _MANAGERS):
         try:
-            return _run_once(copy.deepcopy(config), port, progress)
+            return _run_once(copy.deepcopy(config), port, progress, hold)
         except ManagerLost as error:
             _log.warning("%s (%d of at most %d times this command does so)", error, number, _MANAGERS - 1)
-    return _run_once(config, port, progress)
+    return _run_once(config, port, progress, hold)
 
 
-def _run_once(config: ExperimentConfig, port: int, progress: Progress) -> list[Failure]:
+def _run_once(config: ExperimentConfig, port: int, progress: Progress, hold: Hold | None) -> list[Failure]:
     """Run one NNI experiment to its end; whatever happens, no NNI process is left behind.
 
     Args:
         config: What to run.
         port: Of the web UI; the next free one is taken.
         progress: Called about once a second.
+        hold: Finds and holds the port; see :func:`~nni_bertnas.launch.manager.manager`.
 
     Returns:
         The trials that failed, beside others that did not.
@@ -124,7 +126,7 @@ def _run_once(config: ExperimentConfig, port: int, progress: Progress) -> list[F
     """
     quiet_nni()
     experiment = Experiment(config)
-    with manager(experiment, port) as port:
+    with manager(experiment, port, hold) as port:
         while True:
             with talking(experiment):
                 jobs, status = experiment.list_trial_jobs(), experiment.get_status()
@@ -148,6 +150,10 @@ def _parameters(job: Any) -> Mapping[str, Any]:
 
 
 def _why(experiment: Experiment, config: ExperimentConfig, job: Any) -> str:
+    with suppress(OSError):  # NNI fetches what lies on another machine
+        urllib.request.urlopen(
+            f"http://127.0.0.1:{experiment.port}/api/v1/nni/trial-file/{job.trialJobId}/stderr", timeout=30
+        )
     root = Path(config.experiment_working_directory, experiment.id)
     path = next(root.rglob(f"{job.trialJobId}/trial.stderr"), root)
     tail = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] if path.is_file() else []

@@ -33,3 +33,10 @@ processes.spawn = function (command, options, ...rest) {
     }
     return spawn.call(this, command, options, ...rest);
 };
+
+// NNI gives its tuner ten seconds to load, which a busy machine does not have.
+const later = global.setTimeout;
+global.setTimeout = function (call, delay, ...rest) {
+    return later(call, String(call).includes('Tuner did not connect') ? 120000 : delay, ...rest);
+};
+Object.defineProperties(global.setTimeout, Object.getOwnPropertyDescriptors(later));

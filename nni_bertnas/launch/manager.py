@@ -6,13 +6,12 @@ choice to the end of the experiment, and the manager is known by its process.
 """
 
 import contextlib
-import json
 import os
 import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -23,8 +22,8 @@ from nni.experiment import Experiment, launcher
 from nni.tools.nnictl.config_utils import Experiments
 
 from nni_bertnas.errors import ConfigError, PhaseError
+from nni_bertnas.launch.loopback import node_option
 
-_LOOPBACK = Path(__file__).with_name("loopback.js")
 _PORTS = 100  # that are tried, from the one that is asked for on
 _PATIENCE_SECONDS = 120.0  # for a manager that lives
 _POLL_SECONDS = 0.1
@@ -32,14 +31,17 @@ _LOCAL = "localhost,127.0.0.1,::1"
 _LOST_SECONDS = 60.0  # in which a killed manager's tuner may look for it at its port, and disturb another one there
 _families: dict[str, list[psutil.Process]] = {}  # by experiment: what its manager had started when it was last seen
 
+Hold = Callable[[int], contextlib.AbstractContextManager[int]]  # the first port to be tried -> one that is held
+
 
 @contextlib.contextmanager
-def manager(experiment: Experiment, port: int) -> Iterator[int]:
+def manager(experiment: Experiment, port: int, hold: Hold | None = None) -> Iterator[int]:
     """Start an experiment's manager, and end it and what it started when the block ends, however that is.
 
     Args:
         experiment: Not started yet.
         port: Of the web UI; the next free one is taken.
+        hold: Finds and holds it; by default :func:`hold_port`.
 
     Yields:
         The port it took.
@@ -48,7 +50,7 @@ def manager(experiment: Experiment, port: int) -> Iterator[int]:
         ConfigError: No port is free.
         PhaseError: NNI does not start; with what it said.
     """
-    with _environment(), hold_port(port) as held:
+    with _environment(), (hold or hold_port)(port) as held:
         try:
             with _watched(held):
                 experiment.start(held)
@@ -58,21 +60,26 @@ def manager(experiment: Experiment, port: int) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def hold_port(first: int) -> Iterator[int]:
+def hold_port(first: int, beside: int = 0) -> Iterator[int]:
     """The first port from `first` on that nobody on this machine listens on or has chosen, held by a lock.
+
+    Args:
+        first: To be tried.
+        beside: So many ports behind it have to be free, too.
 
     Raises:
         ConfigError: None of the next hundred is free.
     """
-    for port in range(first, min(first + _PORTS, 65536)):
+    for port in range(first, min(first + _PORTS, 65536 - beside)):
         lock = FileLock(Path(tempfile.gettempdir()) / f"bertnas-{os.getuid()}-port{port}.lock")
         try:
             lock.acquire(blocking=False)
         except Timeout:
             continue
         try:
-            if not _is_haunted(Path(lock.lock_file).with_suffix(".held")) and _is_free(port):
-                with _held(Path(lock.lock_file).with_suffix(".held")):
+            held = Path(lock.lock_file).with_suffix(".held")
+            if not _is_haunted(held) and all(_is_free(one) for one in range(port, port + beside + 1)):
+                with _held(held):
                     yield port
                 return
         finally:
@@ -163,8 +170,7 @@ def _environment() -> Iterator[None]:
     stands between processes of one machine. NNI keeps a list of experiments in the user's home; where that cannot be
     written, in the folder of temporary files.
     """
-    options = f"--require {json.dumps(str(_LOOPBACK))}"  # node reads quotes and backslashes as JSON does
-    variables = {"NODE_OPTIONS": " ".join(filter(None, [os.environ.get("NODE_OPTIONS"), options]))}
+    variables = {"NODE_OPTIONS": " ".join(filter(None, [os.environ.get("NODE_OPTIONS"), node_option()]))}
     variables["BERTNAS_OWNER"] = str(os.getpid())
     # The portal's button wants a command tensorboard, which is beside this Python, activated or not.
     variables["PATH"] = os.pathsep.join(filter(None, [os.environ.get("PATH"), str(Path(sys.executable).parent)]))
