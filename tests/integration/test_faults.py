@@ -3,13 +3,11 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 from keys import KEYS, check_no_keys
-from tiny import all_units, tiny_run
+from tiny import tiny_run
 
 from nni_bertnas.config import to_yaml
 from nni_bertnas.stages.run import Run
@@ -86,36 +84,3 @@ def test_a_trial_that_dies_is_tried_again_and_then_left_out_and_keys_stand_nowhe
     assert "cell block0_depth2 is left out" in third.stderr and "to try it again remove" in third.stderr
     check_no_keys(tmp_path, [one.stdout + one.stderr for one in (first, second, third)])
     assert list(run.root.rglob("*.wandb")) and list(run.root.glob("nni/*/log/*"))  # they were there to hold them
-
-
-def under(root: Path, word: str) -> list[psutil.Process]:
-    """Processes that work for a study under `root`, and have a word in their command lines."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        line = " ".join(process.info["cmdline"] or ())
-        if str(root) in line and word in line and process.pid != os.getpid():
-            found.append(process)
-    return found
-
-
-@long
-def test_a_manager_that_is_killed_is_one_message_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    run = tiny_run(tmp_path, cell={"strategy": "random", "epochs": 1, "options": {"samples": 1}})
-    (tmp_path / "study.yml").write_text(to_yaml(run.study))
-    all_units(run, "teacher", "features")
-    command = [str(Path(sys.executable).with_name("bertnas")), "cell", "study.yml"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=tmp_path, **pipes) as process:  # type: ignore[call-overload]
-        assert any("web UI at" in line for line in process.stdout)
-        (manager,) = under(run.root, "main.js")
-        manager.kill()
-        _, said = process.communicate(timeout=120)
-    assert process.returncode == 1, said
-    errors = [line for line in said.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1 and "NNI's manager has ended" in errors[0] and "run the same command again" in errors[0]
-    deadline = time.monotonic() + 30
-    while (left := under(run.root, "trial")) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert not left
-    again = bertnas(tmp_path, "cell")
-    assert again.returncode == 0 and len(run.results("cell")) == 2, again
