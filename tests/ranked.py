@@ -79,7 +79,7 @@ def distil(run: Any) -> Trained:
     width = run.train.hidden_size, run.study.student.hidden_size
     cells = [chain(name).fresh(*width) for name in ("convolution_3", "attention_4")]
     student, facts = maker.distil(cells, run.study.supernet, recorder)
-    return Trained(recorder.epochs, student.state_dict(), facts)
+    return Trained(recorder.reported, student.state_dict(), facts)
 
 
 def alike(found: Epochs, expected: Epochs) -> float:

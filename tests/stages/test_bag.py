@@ -73,4 +73,4 @@ def test_layers_are_taken_where_they_are_better_than_none(built_copy: Path) -> N
     text = layers_or_none(run, result)
     assert text.endswith("was kept") and ("as near" in text) == (better == "bag") and "with layers" in text
     folder = run.folder("supernet", SEED)
-    assert {path.name for path in folder.iterdir()} == {"student", "result.json", "study.yml"}
+    assert {path.name for path in folder.iterdir()} == {"student", "result.json", "checksums.json", "study.yml"}

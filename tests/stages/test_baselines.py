@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from tiny import Recorder, all_units, chain, tiny_run
+from tiny import Recorder, all_units, chain, rewrite, tiny_run
 
 from nni_bertnas.artifacts import read_result
 from nni_bertnas.errors import CandidateError, ConfigError, PhaseError
@@ -134,7 +134,7 @@ def test_a_baseline_makes_the_searched_student_first(finished: Run) -> None:
     result = ensure(finished, "baselines", unit("uniform_0", 7), recorder)
     own = find(finished, "supernet", {"seed": 7})
     assert own is not None and result["searched_fingerprint"] == own["fingerprint"]
-    assert len(recorder.epochs) == 3  # of the baseline alone
+    assert len(recorder.reported) == 3  # of the baseline alone
     shutil.rmtree(finished.folder("supernet", {"seed": 7}))
     shutil.rmtree(finished.folder("baselines", unit("uniform_0", 7)))
 
@@ -171,7 +171,7 @@ def test_the_report_shows_them_beside_the_searched_one(finished: Run, capsys: py
             result = json.loads(before)
             result["student"] |= {"dev_accuracy": accuracy, "glue_dev_accuracy": accuracy}
             result["block_scores"] = [1 - accuracy, 1 - accuracy]
-            path.write_text(json.dumps(result))
+            rewrite(path, result)
             assert best_student(finished)[0] == folder  # never a baseline
             show(finished, Console(width=240))
             text = capsys.readouterr().out
@@ -181,11 +181,11 @@ def test_the_report_shows_them_beside_the_searched_one(finished: Run, capsys: py
             assert (line in text) == expected
             assert "of 2 baseline(s) the searched student is better than:" in text
         result["matched"] |= {"within_tolerance": False, "ratio": 1.8, "own": [9, 9], "searched": [5, 5]}
-        path.write_text(json.dumps(result))
+        rewrite(path, result)
         show(finished, Console(width=240))
         assert "no match in cost: its cells have 1.80 times the searched ones' num_params" in capsys.readouterr().out
         # One that was matched with an earlier search is not shown.
-        path.write_text(json.dumps({**result, "searched_fingerprint": "old"}))
+        rewrite(path, {**result, "searched_fingerprint": "old"})
         show(finished, Console(width=240))
         assert "random_0" not in capsys.readouterr().out
     finally:
@@ -197,7 +197,7 @@ def test_the_report_calls_a_collapse_so(finished: Run, capsys: pytest.CaptureFix
     before = path.read_text()
     try:
         collapsed = collapse({"layer_0": "max_pool_3"}, WIDTH)
-        path.write_text(json.dumps({**json.loads(before), "collapsed": collapsed}))
+        rewrite(path, {**json.loads(before), "collapsed": collapsed})
         show(finished, Console(width=240))
         expected = "the search of block 1, depth 1 has collapsed to parameter-free operations: max_pool_3"
         assert expected in capsys.readouterr().out

@@ -57,7 +57,7 @@ def test_cell_results_are_ranked_and_complete(finished: tuple[Run, dict[str, Rec
         assert (folder / "study.yml").read_text() == to_yaml(run.study)
     assert len(recorders["cell"].results) == 4
     assert all({"default", "num_params", "latency_ms"} <= set(result) for result in recorders["cell"].results)
-    assert sum("architecture_entropy" in epoch for epoch in recorders["cell"].epochs) == 4 * run.study.cell.epochs
+    assert sum("architecture_entropy" in epoch for epoch in recorders["cell"].reported) == 4 * run.study.cell.epochs
 
 
 def test_block_goes_on_from_the_cells_weights(finished: tuple[Run, dict[str, Recorder]]) -> None:
@@ -167,7 +167,7 @@ def test_supernet_result_and_saved_student(finished: tuple[Run, dict[str, Record
     tokens = AutoTokenizer.from_pretrained(folder / "student")(rows.texts, padding=True, return_tensors="pt")
     predictions = student(**tokens).logits.argmax(-1).tolist()
     assert accuracy_score(rows.labels, predictions) == pytest.approx(result["student"]["glue_dev_accuracy"])
-    best = max(epoch["dev_accuracy"] for epoch in recorders["supernet"].epochs)
+    best = max(epoch["dev_accuracy"] for epoch in recorders["supernet"].reported)
     assert result["student"]["dev_accuracy"] == pytest.approx(best)
     assert recorders["supernet"].results[0]["default"] == pytest.approx(best)
 
@@ -374,7 +374,7 @@ def test_a_supernet_without_progress_ends_early(finished: tuple[Run, dict[str, R
         run.root.parents[1], cell={"depths": [1, 2]}, supernet=settings, student={"freeze_embeddings": True}
     )
     ensure(other, "supernet", {"seed": 5}, recorder)
-    assert [metrics["epoch"] for metrics in recorder.epochs] == [0, 1]
+    assert [metrics["epoch"] for metrics in recorder.reported] == [0, 1]
 
 
 @pytest.mark.slow

@@ -57,7 +57,7 @@ def test_teacher_cell_and_block_of_a_study(root: Path) -> None:
     stages = {"teacher": {}, "features": {}, "cell": {"block": 0, "depth": 1}, "block": {"block": 0}}
     runs, recorders = both(root, stages, cell={"strategy": "darts"}, block={"epochs": 3})
     for stage in ("teacher", "cell", "block"):
-        one, two = (recorder[stage].epochs for recorder in recorders)
+        one, two = (recorder[stage].reported for recorder in recorders)
         assert alike(two, one) < CLOSE
     for stage, unit in stages.items():  # how many made it is nothing that a result hangs on
         assert runs[0].read(stage, unit)["fingerprint"] == runs[1].read(stage, unit)["fingerprint"]

@@ -112,4 +112,4 @@ def test_a_study_learns_relations(built_copy: Path) -> None:
     seen = Recorder()
     ensure(run, "supernet", {"seed": 0}, seen)
     for name in relations:
-        assert 0 < seen.epochs[-1][f"{name}_loss"] < seen.epochs[0][f"{name}_loss"]
+        assert 0 < seen.reported[-1][f"{name}_loss"] < seen.reported[0][f"{name}_loss"]
