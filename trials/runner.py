@@ -69,5 +69,5 @@ def run_trial(name: str, stage: str, make: Callable[[Run, Unit, Tracker], None],
 
 
 def _stop(signal_number: int, frame: Any) -> NoReturn:
-    # NNI ends a trial with SIGTERM; as an exception it lets half-written folders be removed.
+    # What ends a trial but NNI, which sends SIGINT; as an exception it lets half-written folders be removed.
     sys.exit(128 + signal_number)
