@@ -154,6 +154,19 @@ def all_units(run: Run, *names: str) -> None:
             ensure(run, name, unit)
 
 
+MEASURED = ("seconds", "latency", "speedup", "checksum")  # in names of what differs from run to run
+
+
+def without_times(value: Any, *others: str) -> Any:
+    """A result without what a clock says, at any depth, and without what has such other words in its name."""
+    if isinstance(value, Mapping):
+        words = (*MEASURED, *others)
+        return {
+            name: without_times(one, *others) for name, one in value.items() if not any(word in name for word in words)
+        }
+    return [without_times(one, *others) for one in value] if isinstance(value, list) else value
+
+
 def rewrite(path: Path, result: Mapping[str, Any]) -> None:
     """Change a result on purpose: without the checksum that says it is as it was written."""
     path.write_text(json.dumps({name: value for name, value in result.items() if name != "checksum"}))

@@ -18,7 +18,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import tiny_run
+from tiny import tiny_run, without_times
 
 from nni_bertnas.config import to_yaml
 from nni_bertnas.stages import STAGES
@@ -31,7 +31,6 @@ pytestmark = pytest.mark.integration
 KILLS, SEED = int(os.environ.get("BERTNAS_KILLS", "5")), int(os.environ.get("BERTNAS_KILLS_SEED", "0"))
 MOST_CHANGES = 60  # of the study's files, before a kill; a whole run makes about 200
 MOST_SECONDS = 120.0  # that are waited for them
-TIMES = ("seconds", "latency_ms", "speedup")
 BLOCKS = range(1 if KILLS <= 5 else 2)
 UNITS = [("teacher", {}), ("features", {}), *(("cell", {"block": block, "depth": 1}) for block in BLOCKS),
          *(("block", {"block": block}) for block in BLOCKS), ("supernet", {"seed": 0})]  # fmt: skip
@@ -107,12 +106,6 @@ def finished(run: Run) -> dict[str, int]:
     """When the result of every finished unit was written, in nanoseconds."""
     files = {f"{stage} {unit}": run.folder(stage, unit) / "result.json" for stage, unit in UNITS}
     return {name: file.stat().st_mtime_ns for name, file in files.items() if file.exists()}
-
-
-def without_times(value: object) -> object:
-    if isinstance(value, dict):
-        return {name: without_times(one) for name, one in value.items() if not name.endswith(TIMES)}
-    return [without_times(one) for one in value] if isinstance(value, list) else value
 
 
 def check_equal(one: Run, other: Run) -> None:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 from machines import LOOPBACK, Namespace, namespace, sshd
-from tiny import tiny_run
+from tiny import tiny_run, without_times
 
 from nni_bertnas.config import to_yaml
 from nni_bertnas.stages.run import Run
@@ -29,7 +29,6 @@ pytestmark = [
 ]
 STAGES = ("teacher", "features", "cell", "block", "supernet")
 THREADS = {"OMP_NUM_THREADS": "1"}  # as over there: results are equal to the bit where threads are as many
-MEASURED = ("latency", "seconds", "speedup")  # parts of names of what a clock says
 
 
 @pytest.fixture
@@ -58,20 +57,13 @@ def write_machines(root: Path, key: Path, *machines: dict[str, Any]) -> None:
     (root / "machines.yml").write_text(yaml.safe_dump({**fields, "trials": 2}))
 
 
-def plain(value: Any) -> Any:
-    """A result without what a clock says, and without where it lies."""
-    if isinstance(value, dict):
-        return {name: plain(one) for name, one in value.items() if not any(part in name for part in MEASURED)}
-    return [plain(one) for one in value] if isinstance(value, list) else value
-
-
 def contents(run: Run) -> dict[str, Any]:
     """All results of a study, and all weights, by their place in its folder."""
     found: dict[str, Any] = {}
     for stage in STAGES:
         for path in sorted((run.root / stage).rglob("*")):
             if path.name == "result.json":
-                found[str(path.relative_to(run.root))] = plain(json.loads(path.read_text()))
+                found[str(path.relative_to(run.root))] = without_times(json.loads(path.read_text()))
             elif path.suffix in (".safetensors", ".pt"):
                 found[str(path.relative_to(run.root))] = path.read_bytes()
     return found

@@ -15,7 +15,7 @@ import pytest
 import slurm_cluster
 import yaml
 from slurm_cluster import Cluster
-from tiny import tiny_study_fields
+from tiny import tiny_study_fields, without_times
 
 from nni_bertnas.tracking.histories import HISTORY, read_state
 from nni_bertnas.tracking.slurm import read_jobs
@@ -27,7 +27,6 @@ pytestmark = [
 ]
 BERTNAS = str(Path(sys.executable).with_name("bertnas"))
 KEY = "0123456789abcdef-a-key"
-MEASURED = ("seconds", "latency_ms", "speedup")  # of results; differ from run to run
 PROFILE = {
     "hours": 0.5, "cpus": 1, "memory_gib": 1.7, "gpus": 1, "jobs": {"prepare": {"gpus": 2}, "report": {"gpus": 0}},
     "setup": ['echo "GPUs: $CUDA_VISIBLE_DEVICES"'],
@@ -84,16 +83,11 @@ def working(run: Path, name: str) -> Callable[[], dict[str, Any] | None]:
     return look
 
 
-def plain(value: Any) -> Any:
-    """What is the same wherever a study runs."""
-    if isinstance(value, dict):
-        return {name: plain(one) for name, one in value.items() if not any(part in name for part in MEASURED)}
-    return [plain(one) for one in value] if isinstance(value, list) else value
-
-
 def results(run: Path) -> dict[str, Any]:
     """All results, and the bytes of all weights and stored features."""
-    texts = {str(path.relative_to(run)): plain(json.loads(path.read_text())) for path in run.glob("*/**/result.json")}
+    texts = {
+        str(path.relative_to(run)): without_times(json.loads(path.read_text())) for path in run.glob("*/**/result.json")
+    }
     files = [*run.glob("*/**/*.safetensors"), *run.glob("features/*/*.bin"), *run.glob("features/*/*.npy")]
     return texts | {str(path.relative_to(run)): path.read_bytes() for path in files}
 
