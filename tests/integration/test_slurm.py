@@ -144,7 +144,8 @@ def test_killed_and_put_back_it_gives_what_a_local_run_gives(slurm: Cluster, tmp
     for folder in (run, slurm.folder):
         assert not [path for path in folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
 
-    call(tmp_path, slurm.environment, "run", str(write_study(tmp_path, "local")))
+    local = write_study(tmp_path, "local", devices={"teacher": 2, "features": 2})  # as its job has two GPUs
+    call(tmp_path, slurm.environment, "run", str(local))
     ours, theirs = results(run), results(tmp_path / "local" / "tiny")
     assert set(ours) == set(theirs) and len(ours) > 12
     assert not [name for name in ours if ours[name] != theirs[name]]
