@@ -141,9 +141,9 @@ def shrink_demo(path: Path, rows: int = 384) -> None:
     fields["task"] |= {"max_train_rows": rows}
     fields["transfer"] = {"reviews": 64}
     fields["teacher"] |= {"epochs": 1}
-    fields["cell"] |= {"strategy": "darts", "options": {}, "epochs": 2, "candidates": 2}
+    fields["cell"] |= {"strategy": "darts", "options": {"ranking": "probability"}, "epochs": 2, "candidates": 2}
     fields["block"] = {"epochs": 1, "candidates": 2}
-    fields["supernet"] = {"epochs": 2, "budget": {"max_params": 6_000_000}}
+    fields["supernet"] = {"epochs": 2, "finalists": 1, "budget": {"max_params": 6_000_000}}
     path.write_text(yaml.safe_dump(fields))
 
 
