@@ -169,11 +169,23 @@ def _sum(path: Path) -> list[int]:
 
 @lru_cache(maxsize=4096)
 def _crc(path: Path, size: int, time_ns: int) -> list[int]:
+    return [size, file_checksum(path)]
+
+
+def file_checksum(path: Path, start: int = 0, stop: int | None = None) -> int:
+    """CRC-32 of a file, or of a byte range of it.
+
+    Raises:
+        EOFError: The file ends before the range.
+    """
     value = 0
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            value = zlib.crc32(chunk, value)
-    return [size, value]
+        file.seek(start)
+        while chunk := file.read(_CHUNK if stop is None else min(_CHUNK, stop - start)):
+            value, start = zlib.crc32(chunk, value), start + len(chunk)
+    if stop is not None and start < stop:
+        raise EOFError(f"{path} has no {stop} bytes")
+    return value
 
 
 def damaged_file(folder: Path) -> str | None:

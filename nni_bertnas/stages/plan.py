@@ -15,7 +15,7 @@ import numpy as np
 
 from nni_bertnas.config import SupernetSettings, TrainingSettings
 from nni_bertnas.data.batches import TokenDataset
-from nni_bertnas.data.models import load_config, load_tokenizer
+from nni_bertnas.data.models import load_tokenizer
 from nni_bertnas.data.tokens import CHUNK, tokenize, tokenize_stream
 from nni_bertnas.data.transfer import load_transfer
 from nni_bertnas.errors import PhaseError
@@ -75,7 +75,7 @@ class Sizes:
         return Layout(
             edges=run.cuts,
             dtype=run.study.features.dtype,
-            hidden_size=load_config(run.study.teacher.model, run.study.teacher.trust_remote_code).hidden_size,
+            hidden_size=run.pretrained_config.hidden_size,
             num_labels=0 if run.teacher_kind == "siamese" else len(run.data.label_names) or 1,
             num_rows=len(tokens),
             num_hidden_tokens=num_hidden_tokens,
@@ -123,7 +123,7 @@ def _trained(settings: TrainingSettings, sizes: Sizes, share: float = 1.0) -> in
 
 def teacher(run: Run, sizes: Sizes) -> list[Count]:
     """Fine-tuning, scored on dev after every epoch, and the scores at the end."""
-    settings, config = run.study.teacher, load_config(run.study.teacher.model, run.study.teacher.trust_remote_code)
+    settings, config = run.study.teacher, run.pretrained_config
     known = label_map(config, run.data.label_names, settings.fine_tune, settings.labels) is not None
     epochs, dev = 0 if known else settings.epochs, len(sizes.dev.tokens)
     steps = epochs * _steps(sizes.labelled, settings.batch_size)
@@ -143,7 +143,7 @@ def _table_passes(sizes: Sizes) -> int:
 
 def general(run: Run, sizes: Sizes) -> list[Count]:
     """One pass over general text, and over every word piece by itself between two more."""
-    vocabulary = load_config(run.study.teacher.model, run.study.teacher.trust_remote_code).vocab_size
+    vocabulary = run.pretrained_config.vocab_size
     return [{"teacher_piece": sizes.general_pieces + 3 * vocabulary}] if run.general_rows else []
 
 

@@ -191,8 +191,7 @@ class Run:
     @property
     def cuts(self) -> list[int]:
         """The same, by the model that the teacher is fine-tuned from."""
-        teacher = self.study.teacher
-        return resolve_boundaries(teacher, load_config(teacher.model, teacher.trust_remote_code).num_hidden_layers)
+        return resolve_boundaries(self.study.teacher, self.pretrained_config.num_hidden_layers)
 
     @cached_property
     def train(self) -> FeatureStore:
@@ -228,6 +227,11 @@ class Run:
     def load_encoder(self) -> "PreTrainedModel | None":
         """What reads texts separately, the model that the teacher was fine-tuned from; None where pairs are joint."""
         return self.load_pretrained() if self.separate else None
+
+    @cached_property
+    def pretrained_config(self) -> Any:
+        """Of the model that the teacher is fine-tuned from."""
+        return load_config(self.study.teacher.model, self.study.teacher.trust_remote_code)
 
     def load_pretrained(self) -> "PreTrainedModel":
         """The encoder that the teacher was fine-tuned from."""

@@ -13,7 +13,6 @@ import os
 import random
 import shutil
 import time
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,12 +25,11 @@ import pytorch_lightning as pl
 import torch
 
 from nni_bertnas import __version__
-from nni_bertnas.artifacts import fingerprint, write_whole
+from nni_bertnas.artifacts import file_checksum, fingerprint, write_whole
 
 PERIOD_SECONDS = float(os.environ.get("BERTNAS_CHECKPOINT_SECONDS", "120"))  # between two savings, at least
 _INDEX = "index.json"  # what holds; a file that it does not name is none
 _RANDOM = "bertnas_random"  # key in Lightning's checkpoint
-_CHUNK_BYTES = 1 << 20
 _log = logging.getLogger(__name__)
 _current: "Unfinished | None" = None  # a process makes one unit at a time
 # Kind of a training, what writes a file of it, where its samplers stand; None: it has ended.
@@ -72,7 +70,7 @@ class Unfinished:
             if index["mark"] != self.mark:
                 raise ValueError("the unit is made from something else now")
             for one in index["files"].values():
-                if checksum(self.folder / one["file"]) != one["checksum"]:
+                if file_checksum(self.folder / one["file"]) != one["checksum"]:
                     raise ValueError(f"{one['file']} is damaged")
         except FileNotFoundError:
             return nothing
@@ -123,7 +121,7 @@ class Unfinished:
             for key, (kind, write, samplers) in jobs.items():
                 path = self.folder / f"{key}-{self._turn}.pt"
                 write(path)
-                files[key] = {"file": path.name, "checksum": checksum(path), "kind": kind, "samplers": samplers}
+                files[key] = {"file": path.name, "checksum": file_checksum(path), "kind": kind, "samplers": samplers}
             index = {"mark": self.mark, "epochs": self.count(), "turn": self._turn, "files": files}
             write_whole(self.folder / _INDEX, json.dumps({**index, "values": self.values}))
         except (OSError, RuntimeError) as error:  # torch's writer has the latter for a full disk
@@ -309,12 +307,3 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == (torch.cuda.device_count() if torch.cuda.is_available() else 0):
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def checksum(path: Path) -> int:
-    """CRC-32 of a file."""
-    value = 0
-    with path.open("rb") as file:
-        while part := file.read(_CHUNK_BYTES):
-            value = zlib.crc32(part, value)
-    return value
