@@ -13,16 +13,17 @@ from typing import Any
 
 from nni_bertnas.artifacts import disk_errors
 from nni_bertnas.cli.show import open_teller
-from nni_bertnas.errors import ConfigError, PhaseError
+from nni_bertnas.errors import ConfigError
 from nni_bertnas.launch.experiments import Failure, announced, make_config, quiet_nni, run_experiment
 from nni_bertnas.launch.machines import load_machines
 from nni_bertnas.launch.public import public_portal
 from nni_bertnas.launch.remote import Remote
+from nni_bertnas.launch.second_try import make_units
 from nni_bertnas.launch.trial_server import server
 from nni_bertnas.machine import set_threads
 from nni_bertnas.report.progress import Teller, Watcher, spell_seconds
 from nni_bertnas.report.trials import job_seconds, spell_jobs
-from nni_bertnas.stages.left_out import leave_out, left_out, missing_units
+from nni_bertnas.stages.left_out import left_out, missing_units
 from nni_bertnas.stages.outline import write_outline
 from nni_bertnas.stages.run import Run, Unit, unit_name
 from nni_bertnas.stages.stage import Stage, check_unit, ensure, found_whole, load
@@ -180,13 +181,7 @@ def _through_nni(run: Run, stage: Stage, units: Sequence[Unit], study_path: Path
             at_once.append(config.trial_concurrency)
             return run_experiment(config, run.study.nni.port, show, None if remote is None else remote.hold_port)
 
-        failures = start(units)
-        run.refresh()
-        for unit in [unit for unit in units if found_whole(run, stage, unit) is None]:
-            _log.warning("%s; it is tried once more", _why(failures, unit))
-            failures = [*start([unit]), *failures]
-    run.refresh()
-    _do_without(run, stage, units, failures)
+        make_units(run, stage, units, start)
 
 
 def _open_to_others(address: str, token: str, teller: Teller) -> None:
@@ -196,26 +191,3 @@ def _open_to_others(address: str, token: str, teller: Teller) -> None:
         "the network in the clear; an SSH tunnel is safer, see docs/cluster.md"
     )
     teller.console.print(f"{address}/?token={token}", highlight=False, soft_wrap=True)
-
-
-def _why(failures: Sequence[Failure], unit: Unit) -> str:
-    found = [one.why for one in failures if dict(one.parameters) == dict(unit)]
-    return found[0] if found else f"trial {dict(unit)} left no result"
-
-
-def _do_without(run: Run, stage: Stage, units: Sequence[Unit], failures: Sequence[Failure]) -> None:
-    """Leave out what failed twice, where the study can do without.
-
-    Raises:
-        PhaseError: It cannot.
-    """
-    done = [unit for unit in units if found_whole(run, stage, unit) is not None]
-    lost = [unit for unit in units if unit not in done]
-    if lost and not stage.spares(run, done):
-        raise PhaseError(f"{_why(failures, lost[0])}; it was tried twice")
-    for unit in lost:
-        path = leave_out(run, stage, unit, _why(failures, unit))
-        _log.warning(
-            "%s %s is left out, as it failed twice: %s; to try it again remove %s", stage.name, unit_name(unit),
-            _why(failures, unit), path,
-        )  # fmt: skip
