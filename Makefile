@@ -13,7 +13,7 @@ run: setup
 	$(BIN)/bertnas run $(DEMO)
 
 test: lint site $(VENV)/.enas $(VENV)/.chromium
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

@@ -33,7 +33,8 @@ import torch
 from common import RESULTS, Results, change, finish, glue_study, options_parser, start, teacher_step
 
 from nni_bertnas.config import StudentSettings, Study, to_dict, to_yaml
-from nni_bertnas.data.batches import Batch, LengthBatches, make_loader, model_inputs
+from nni_bertnas.data.batches import Batch, make_loader, model_inputs
+from nni_bertnas.data.samplers import LengthBatches
 from nni_bertnas.data.tokens import tokenize
 from nni_bertnas.launch.experiments import make_config, run_experiment
 from nni_bertnas.launch.trial_server import server

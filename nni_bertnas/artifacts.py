@@ -248,7 +248,10 @@ def own_file(folder: Path, name: str) -> Path:
     """
     path = folder / name
     if Path(name).name != name or name == ".." or path.is_symlink():
-        raise PhaseError(f"{folder / RESULT} names {name!r}, which leads out of its folder; make the result anew")
+        raise PhaseError(
+            f"{folder / RESULT} names {name!r}, which leads out of its folder; make it anew with: "
+            "bertnas run STUDY --force STAGE"
+        )
     return path
 
 

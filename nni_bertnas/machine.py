@@ -55,8 +55,13 @@ def memory_bytes() -> int:
 
 
 def set_threads(concurrency: int, threads: int | None) -> None:
-    """Give this process its share of the cores, so that concurrent trials do not fight over them."""
-    torch.set_num_threads(threads or max(1, num_cores() // concurrency))
+    """Give this process its share of the cores, so that concurrent trials do not fight over them.
+
+    Without `threads` that is no more than OMP_NUM_THREADS, where the user has set it.
+    """
+    own = os.environ.get("OMP_NUM_THREADS", "")
+    most = int(own) if own.isdigit() else num_cores()
+    torch.set_num_threads(threads or max(1, min(most, num_cores() // concurrency)))
 
 
 def best_device() -> torch.device:

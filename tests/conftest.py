@@ -23,6 +23,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and "finished" in item.fixturenames:
             item.add_marker("slow")
+        if "BERTNAS_LONG" not in os.environ and item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="a minute and more; set BERTNAS_LONG=1"))
     items.sort(key=lambda item: "integration" not in item.path.parts)
 
 

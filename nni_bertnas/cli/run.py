@@ -8,6 +8,7 @@ from nni_bertnas.cli.stage import make, open_where
 from nni_bertnas.report.results import show
 from nni_bertnas.report.trained import show_frontier
 from nni_bertnas.stages import STAGES
+from nni_bertnas.stages.locks import alone
 from nni_bertnas.stages.outline import write_outline
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.smoke import smoke
@@ -23,7 +24,7 @@ def run(arguments: Namespace) -> None:
         study = smoke(study)
     opened = Run(study)
     check_all(opened)
-    with disk_errors(opened.root), opened.alone(), open_log(opened.root / LOG):
+    with disk_errors(opened.root), alone(opened.root), open_log(opened.root / LOG):
         teller = open_teller(arguments)
         if arguments.force:
             opened.discard_from(arguments.force)

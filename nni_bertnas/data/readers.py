@@ -39,7 +39,7 @@ def read_records(
         ConfigError: It is missing, empty, of another kind, or unreadable as a whole.
     """
     if not path.is_file():
-        raise ConfigError(f"{path} does not exist or is not a file")
+        raise ConfigError(f"{path} does not exist or is not a file; correct the path")
     try:
         read = READERS[path.suffix.lower()]
     except KeyError:
@@ -78,7 +78,7 @@ def _read_separated(path: Path, literal_quotes: bool, header: tuple[str, ...] | 
             columns = tuple(name.strip() for name in fields)
             named = [name for name in columns if name]  # spreadsheets leave empty columns behind
             if len(set(named)) < len(named):
-                raise ConfigError(f"{path}:{number}: the header names a column twice: {', '.join(columns)}")
+                raise ConfigError(f"{path}:{number}: the header names a column twice: {', '.join(columns)}; rename one")
         elif len(fields) != len(columns):
             message = f"must have {len(columns)} fields as the header has, has {len(fields)}"
             yield Record(f"{path}:{number}", problem=message)
@@ -86,7 +86,7 @@ def _read_separated(path: Path, literal_quotes: bool, header: tuple[str, ...] | 
             values = {name: value for name, value in zip(columns, fields, strict=True) if name}
             yield Record(f"{path}:{number}", values)
     if columns is None:
-        raise ConfigError(f"{path} is empty")
+        raise ConfigError(f"{path} is empty; give a file with rows")
 
 
 def _quoted(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -119,7 +119,7 @@ def _read_json_lines(path: Path, literal_quotes: bool, header: tuple[str, ...] |
         else:
             yield Record(f"{path}:{number}", problem=f"must be one JSON object a line, got {type(values).__name__}")
     if number == 0:
-        raise ConfigError(f"{path} is empty")
+        raise ConfigError(f"{path} is empty; give a file with rows")
 
 
 def _read_parquet(path: Path, literal_quotes: bool, header: tuple[str, ...] | None) -> Iterator[Record]:
@@ -129,13 +129,13 @@ def _read_parquet(path: Path, literal_quotes: bool, header: tuple[str, ...] | No
         with parquet.ParquetFile(path) as file:
             number, names = 0, file.schema_arrow.names
             if len(set(names)) < len(names):
-                raise ConfigError(f"{path} names a column twice: {', '.join(names)}")
+                raise ConfigError(f"{path} names a column twice: {', '.join(names)}; rename one")
             for batch in file.iter_batches():
                 for values in batch.to_pylist():
                     number += 1
                     yield Record(f"{path}: row {number}", values)
     except (ArrowException, OSError) as error:
-        raise ConfigError(f"{path}: not a readable Parquet file ({error})") from None
+        raise ConfigError(f"{path}: not a readable Parquet file ({error}); write it anew") from None
 
 
 READERS: dict[str, Callable[[Path, bool, tuple[str, ...] | None], Iterator[Record]]] = {

@@ -136,7 +136,7 @@ def read_splits(task: TaskSettings) -> tuple[tuple[str, ...], dict[str, Rows]]:
             records = _joined(records, task.custom.label_columns, spec.label)
         rows, values = clean_rows(records, table.texts, table.label, skip=skip, read=_set_reader(task))
         if not len(rows):
-            raise ConfigError(f"task: the split {name} has no rows")
+            raise ConfigError(f"task: the split {name} has no rows; give one with rows")
         if spec.regression:
             labels = score_numbers(values, spec.label, skip=skip)
         elif spec.multi_label:

@@ -104,7 +104,7 @@ def existing_file(name: str, field: str) -> Path:
         ConfigError: There is none.
     """
     if not Path(name).is_file():
-        raise ConfigError(f"{field}: {name} does not exist or is not a file")
+        raise ConfigError(f"{field}: {name} does not exist or is not a file; correct the path")
     return Path(name)
 
 

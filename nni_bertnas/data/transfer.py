@@ -73,7 +73,7 @@ def some_rows(chunks: Iterable[Rows], count: int) -> Rows:
         least = np.sort(np.argsort(keys)[:count])  # the rows of the least random keys so far
         rows, keys = rows.take(least), keys[least]
     if rows is None:
-        raise ConfigError("transfer: there are no rows")
+        raise ConfigError("transfer: there are no rows; name other files or splits, or more reviews")
     return rows
 
 

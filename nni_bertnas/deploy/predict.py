@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nni_bertnas.data.batches import LengthBatches, model_inputs
+from nni_bertnas.data.batches import model_inputs
 from nni_bertnas.data.models import load_classifier
 from nni_bertnas.data.readers import Record, read_records
 from nni_bertnas.data.rows import Rows, unlabelled
+from nni_bertnas.data.samplers import LengthBatches
 from nni_bertnas.data.texts import read_rows
 from nni_bertnas.data.tokens import tokenize
 from nni_bertnas.deploy.copies import check_target, column_names, write_copy
@@ -162,7 +163,7 @@ def predict_file(
             _check_columns(source, predictor, literal_quotes)
         parts.append(predictor.probabilities(rows).astype(np.float32))
     if not parts:
-        raise ConfigError(f"{source} has no rows")
+        raise ConfigError(f"{source} has no rows; give a file with some")
     found = np.concatenate(parts)
     said = predictor.predictions(found)
     names = predictor.label_names if found.shape[1] > 1 or predictor.several else []
@@ -190,5 +191,5 @@ def read_all(path: Path, *, literal_quotes: bool) -> list[Record]:
     """
     records = list(read_records(path, literal_quotes=literal_quotes))
     if not records:
-        raise ConfigError(f"{path} has no rows")
+        raise ConfigError(f"{path} has no rows; give a file with some")
     return records

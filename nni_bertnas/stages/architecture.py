@@ -17,6 +17,7 @@ from nni_bertnas.search.parameters import read_parameters
 from nni_bertnas.search.search import Search
 from nni_bertnas.search.watch import collapse
 from nni_bertnas.stages.cells import make_search, metrics, read_candidates
+from nni_bertnas.stages.locks import one_at_a_time
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import ensure, stage_fingerprint
 from nni_bertnas.student.candidates import save_candidates
@@ -100,7 +101,7 @@ def _train(run: Run, unit: Unit, architecture: Architecture, search: Search, tar
         scores = search.trainer.fit_cells(cells, search.trainer.settings.epochs)
     except CandidateError as error:
         raise CandidateError(f"{spell(architecture)}: {error}") from error
-    with run.lock("ranking"):
+    with one_at_a_time(run.root, "ranking"):
         # A tuner may propose an architecture twice; the twin that ends first is kept.
         if (twin := read_result(target, target.name)) is not None:
             return twin
@@ -115,7 +116,7 @@ def _train(run: Run, unit: Unit, architecture: Architecture, search: Search, tar
 def _rank(run: Run, unit: Unit, search: Search) -> None:
     """Write the ranking of all trials that fit; the cell phase's own search is not found finished by it."""
     settings = _settings(run, unit)
-    with run.lock("ranking"):
+    with one_at_a_time(run.root, "ranking"):
         fitting = []
         for folder in _trials(run, unit).glob("[!.]*"):
             result = read_result(folder)

@@ -15,6 +15,7 @@ from nni_bertnas.config import BudgetSettings, to_dict
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.stages.cells import load_ranked, read_rankings
 from nni_bertnas.stages.choice import Prices
+from nni_bertnas.stages.locks import one_at_a_time
 from nni_bertnas.stages.run import Result, Run, Unit
 from nni_bertnas.stages.stage import Stage, load
 from nni_bertnas.stages.students import STUDENT, StudentMaker, describe, metrics
@@ -47,7 +48,7 @@ def _points(run: Run, maker: StudentMaker, blocks: Sequence[Sequence[Candidate]]
     rankings = [ranking["fingerprint"] for ranking in read_rankings(run)]
     mark = fingerprint(rankings, supernet.score, to_dict(supernet.budget), supernet.students)
     path = run.folder("frontier") / _POINTS
-    with run.lock("frontier-points"):
+    with one_at_a_time(run.root, "frontier-points"):
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
             if kept["fingerprint"] == mark:

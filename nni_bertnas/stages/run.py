@@ -1,16 +1,13 @@
 """One study's work, opened once: where it lies, and what one reads from it."""
 
 import json
-import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from filelock import FileLock, Timeout
 
 from nni_bertnas.artifacts import fingerprint, read_result, write_result, write_whole
 from nni_bertnas.config import StudentSettings, Study, TrainingSettings, resolve_boundaries, to_dict, to_yaml
@@ -20,11 +17,12 @@ from nni_bertnas.data.tasks import TaskSpec, task_spec
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.search.strategies import list_spaces
 from nni_bertnas.stages import built_on
+from nni_bertnas.stages.locks import one_at_a_time
 from nni_bertnas.store.reader import FeatureStore
 from nni_bertnas.student.build import list_shapes, resolve_shape
 from nni_bertnas.student.latency import LatencyTable
 from nni_bertnas.tracking.event_files import EVENTS, EventFiles, of_trial
-from nni_bertnas.tracking.histories import HISTORY, MAKER, Record, read_state, record_name, this_process, write_state
+from nni_bertnas.tracking.histories import HISTORY, Record, record_name
 from nni_bertnas.tracking.tracker import Book, Channel, Tracker, Watcher, start_wandb
 from nni_bertnas.training.cells import CellTrainer
 from nni_bertnas.training.probes import Probes
@@ -42,8 +40,6 @@ PROBES = "probes.npz"  # in the folder of the stage probes
 STUDY = "study.yml"  # in a run's folder, where the study was made in Python or is a smoke test
 _SECONDS = "seconds.json"
 _LATENCY_ROWS = 60
-_LOCK_SECONDS = 2.0  # of waiting that nobody need be told of
-_log = logging.getLogger(__name__)
 
 
 def unit_name(unit: Unit) -> str:
@@ -319,45 +315,6 @@ class Run:
                 shutil.rmtree(folder, ignore_errors=True)
         self.refresh()
 
-    @contextmanager
-    def lock(self, name: str) -> Iterator[None]:
-        """Hold one named lock of the study across processes."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.root / f".{name}.lock")
-        try:
-            lock.acquire(timeout=_LOCK_SECONDS)
-        except Timeout:
-            _log.warning("%s: another process makes %s; this one waits for it", self.root, name)
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Be the one process that makes all of the study, as long as the block lasts.
-
-        Raises:
-            PhaseError: Another one is.
-        """
-        self.root.mkdir(parents=True, exist_ok=True)
-        lock, folder = FileLock(self.root / ".run.lock"), self.root / HISTORY
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            who = read_state(folder, MAKER)
-            raise PhaseError(
-                f"{self.root} is being made already, by process {who.get('pid', '?')} on {who.get('host', '?')}; watch "
-                "it with: bertnas status STUDY, or end it first"
-            ) from None
-        try:
-            with suppress(OSError):
-                write_state(folder, MAKER, this_process())
-            yield
-        finally:
-            lock.release()
-
     # records
 
     @cached_property
@@ -406,7 +363,7 @@ class Run:
 
     def record_seconds(self, stage: str, seconds: float) -> None:
         """Keep the wall time of a stage beside its results."""
-        with self.lock("seconds"):
+        with one_at_a_time(self.root, "seconds"):
             write_whole(self.root / _SECONDS, json.dumps(self.read_seconds() | {stage: seconds}, indent=1))
 
     def read_seconds(self) -> dict[str, float]:

@@ -15,6 +15,7 @@ from nni_bertnas.config import Study
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.machine import memory_bytes, num_cores
 from nni_bertnas.stages import STAGES
+from nni_bertnas.stages.locks import one_at_a_time
 from nni_bertnas.stages.run import Result, Run, Unit, unit_name
 from nni_bertnas.study_files import check
 from nni_bertnas.tracking.histories import HISTORY, read_history, record_name
@@ -144,7 +145,7 @@ def ensure(run: Run, name: str, unit: Unit | None = None, tracker: Tracker | Non
     stage.check(run, unit)
     for needed, part in stage.needs(run, unit):
         ensure(run, needed, part)
-    with disk_errors(run.root), run.lock(f"{name}-{unit_name(unit)}" if unit else name):
+    with disk_errors(run.root), one_at_a_time(run.root, f"{name}-{unit_name(unit)}" if unit else name):
         result = find(run, name, unit)
         if result is None:
             result = _make(stage, run, unit, tracker)

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from nni_bertnas import ranks
 from nni_bertnas.artifacts import file_checksum, fingerprint, write_whole
-from nni_bertnas.data.batches import Batch, LengthBatches, TokenDataset, model_inputs
+from nni_bertnas.data.batches import Batch, TokenDataset, model_inputs
 from nni_bertnas.data.models import packed, unpacked
+from nni_bertnas.data.samplers import LengthBatches
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.store.layout import ARRAYS, INDEX, Index, Layout, decode, encode, hidden_offsets
 from nni_bertnas.tracking.tracker import Progress, unwatched
@@ -190,7 +191,9 @@ class SplitWriter:
     def _write_shard(self, number: int, report: Callable[[int], None]) -> dict[str, Any]:
         buffers, sums = self._run_teacher(*self.rows[number], report)
         if buffers["logits"].isinf().any():
-            raise PhaseError("the teacher's answers are not finite; check its weights, or make it anew")
+            raise PhaseError(
+                "the teacher's answers are not finite; make it anew with: bertnas run STUDY --force teacher"
+            )
         for layer, (_, _, error) in sums.items():
             if not np.isfinite(error):
                 raise PhaseError(

@@ -98,7 +98,7 @@ class Candidate:
             found.trained.load_state_dict(load_file(path))
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise PhaseError(
-                f"{path} is missing or damaged ({error}); make it anew with bertnas run --force"
+                f"{path} is missing or damaged ({error}); make it anew with: bertnas run STUDY --force cell"
             ) from error
         found.trained.eval()
         return found

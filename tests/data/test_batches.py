@@ -4,16 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from nni_bertnas.data.batches import (
-    LengthBatches,
-    RankBatches,
-    StreamBatches,
-    TokenDataset,
-    make_loader,
-    make_stream,
-    of_rank,
-    ragged_positions,
-)
+from nni_bertnas.data.batches import TokenDataset, make_loader, make_stream, of_rank, ragged_positions
+from nni_bertnas.data.samplers import LengthBatches, RankBatches, StreamBatches
 
 
 def test_length_batches_cover_every_row_once_in_a_new_order_every_epoch() -> None:

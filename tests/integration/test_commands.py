@@ -129,7 +129,7 @@ def test_the_commands_of_a_page_run(page: str, tmp_path: Path) -> None:
     run_blocks(make_folder(tmp_path / "work"), QUICK[page], QUICK_SECONDS)
 
 
-@pytest.mark.skipif("BERTNAS_LONG" not in os.environ, reason="minutes a page; set BERTNAS_LONG=1")
+@pytest.mark.long
 @pytest.mark.timeout(2 * LONG_SECONDS + 60)
 @pytest.mark.parametrize("page", LONG_PAGES)
 def test_the_long_commands_of_a_page_run(page: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import find, load
 
 pytestmark = pytest.mark.integration
-long = pytest.mark.skipif("BERTNAS_LONG" not in os.environ, reason="two minutes; set BERTNAS_LONG=1")
 # An operation whose trial is killed as by a system that is out of memory: of one unit always, of another once.
 DEADLY = """
 import os, signal, sys
@@ -56,7 +55,7 @@ def deadly(root: Path) -> Run:
     return run
 
 
-@long
+@pytest.mark.long
 def test_a_trial_that_dies_is_tried_again_and_then_left_out_and_keys_stand_nowhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,7 +118,7 @@ def test_the_three_experiments_end_in_a_student_that_loads(tmp_path: Path) -> No
     assert sum(parameter.numel() for parameter in student.parameters()) == final["num_params"]
 
 
-@pytest.mark.skipif("BERTNAS_LONG" not in os.environ, reason="two minutes; set BERTNAS_LONG=1")
+@pytest.mark.long
 def test_every_trial_is_one_architecture_and_the_best_are_ranked(tmp_path: Path) -> None:
     project = Project(tmp_path, rows=96)
     fields = yaml.safe_load(project.study_path.read_text())
@@ -149,7 +149,7 @@ def test_every_trial_is_one_architecture_and_the_best_are_ranked(tmp_path: Path)
     assert 0 < final["default"] < 1
 
 
-@pytest.mark.skipif("BERTNAS_LONG" not in os.environ, reason="two minutes; set BERTNAS_LONG=1")
+@pytest.mark.long
 def test_a_stopped_experiment_is_resumed_where_it_was(tmp_path: Path) -> None:
     project = Project(tmp_path)
     study = tiny_study(tmp_path, cell={"depths": [1, 2]}, nni={"concurrency": 2, "threads": 1})

@@ -37,6 +37,7 @@ def start(root: Path, **environment: str) -> subprocess.Popen:
     )
 
 
+@pytest.mark.long
 def test_two_studies_at_the_same_moment_behind_a_proxy_keep_apart(tmp_path: Path) -> None:
     runs = {depth: make(tmp_path / f"depth {depth}", depth) for depth in (1, 2)}
     dead = {"http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "NODE_OPTIONS": "--no-warnings"}
@@ -52,7 +53,7 @@ def test_two_studies_at_the_same_moment_behind_a_proxy_keep_apart(tmp_path: Path
     assert len(addresses) == 2
 
 
-@pytest.mark.skipif("BERTNAS_LONG" not in os.environ, reason="a minute; set BERTNAS_LONG=1")
+@pytest.mark.long
 def test_nni_that_starts_slowly_in_a_folder_with_a_space_is_waited_for(tmp_path: Path) -> None:
     run = make(tmp_path / "study", 1)
     home = Path(nni_bertnas.__file__).parents[1]

@@ -32,8 +32,7 @@ from nni_bertnas.tracking.tracker import Tracker
 
 EVIL = "<script>window.stolen=1</script>"
 NAMES = ["<b>joy</b>", "fear & 'anger'"]
-_LONG = pytest.mark.skipif("BERTNAS_LONG" not in os.environ, reason="a minute; set BERTNAS_LONG=1")
-KINDS = ("classification", pytest.param("multi_label", marks=_LONG), "regression")
+KINDS = ("classification", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("multi_label", "regression")))
 SEED = {"seed": 0}
 
 

@@ -25,6 +25,7 @@ from nni_bertnas.data.models import load_classifier
 from nni_bertnas.errors import CandidateError, PhaseError
 from nni_bertnas.stages import STAGES
 from nni_bertnas.stages.left_out import leave_out, left_out, missing_units
+from nni_bertnas.stages.locks import alone, one_at_a_time
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure, find, load
 from nni_bertnas.tracking.histories import HISTORY, Record, is_alive, read_state, seconds_since, this_process
@@ -310,15 +311,13 @@ def test_two_runs_of_one_study_do_not_meet(blocks: Run, tmp_path: Path, capsys: 
     run = moved(blocks, tmp_path / "runs")
     again = with_other(run)
     (tmp_path / "study.yml").write_text(to_yaml(run.study))
-    with run.alone():
-        with pytest.raises(PhaseError, match=rf"made already, by process {os.getpid()} on .*bertnas status"), (
-            again.alone()
-        ):  # fmt: skip
-            pass
+    with alone(run.root):
+        with pytest.raises(PhaseError, match=rf"made already, by process {os.getpid()} on .*bertnas status"):
+            alone(again.root).__enter__()
         assert main(["run", str(tmp_path / "study.yml"), "--force", "teacher"]) == 1
         assert "is being made already, by process" in capsys.readouterr().err
         assert run.folder("teacher").is_dir()  # nothing was discarded
-    with again.alone():
+    with alone(again.root):
         assert read_state(run.root / HISTORY, "maker")["pid"] == os.getpid()
 
 
@@ -332,7 +331,7 @@ def test_waiting_for_another_process_is_said(tmp_path: Path, caplog: pytest.LogC
     command = [sys.executable, "-c", script, str(run.root / ".teacher.lock")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        with run.lock("teacher"):
+        with one_at_a_time(run.root, "teacher"):
             pass
     assert "another process makes teacher; this one waits for it" in caplog.text
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from tiny import tiny_run
 
-from nni_bertnas.data.batches import Batch, LengthBatches, make_loader
+from nni_bertnas.data.batches import Batch, make_loader
+from nni_bertnas.data.samplers import LengthBatches
 from nni_bertnas.data.tokens import tokenize
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.stages.run import Run
