@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from search_space.heads import HEADS, Side, split_pairs
+from search_space.spaces import StudentSpace
 from search_space.student import StudentConfig, StudentForSequenceClassification
 
 PAIRS = [name for name, head in HEADS.items() if head.sides == 2]
@@ -159,3 +160,23 @@ def test_every_parameter_of_a_head_learns(name: str) -> None:
     for one, parameter in student.named_parameters():
         if one != "pool.weigh.bias":  # shares do not depend on it; older students have it
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, one
+
+
+@pytest.mark.parametrize("head", ["pool", "compare", "align"])
+@pytest.mark.parametrize("encoding", ["joint", "separate"])
+def test_a_sample_of_the_students_space_is_the_student_of_that_shape(head: str, encoding: str) -> None:
+    shape = {
+        "hidden_size": 8, "teacher_hidden_size": 8, "embedding_size": 4, "vocab_size": 20, "static_path": True,
+        "max_position_embeddings": 12, "symmetric": True, "token_weights": True,
+    }  # fmt: skip
+    space = StudentSpace(StudentConfig(**shape), list(HEADS), ["joint", "separate"])
+    assert {label: set(one.values) for label, one in space.simplify().items()} == {
+        "head": set(HEADS), "encoding": {"joint", "separate"}
+    }  # fmt: skip
+    sample = space.freeze({"head": head, "encoding": encoding}).eval()
+    student = StudentForSequenceClassification(StudentConfig(**shape, head=head, encoding=encoding)).eval()
+    student.load_state_dict(sample.student.state_dict())
+    ids, types = torch.randint(1, 20, (3, 9)), torch.tensor([[0] * 4 + [1] * 5] * 3)
+    torch.testing.assert_close(
+        sample(ids, token_type_ids=types).logits, student(ids, token_type_ids=types).logits, rtol=0, atol=0
+    )

@@ -33,10 +33,9 @@ from search_space.cells import (
     spell,
     views,
 )
-from search_space.heads import ENCODINGS, HEADS
 from search_space.listing import Space
-from search_space.spaces import CellSpace, EveryInput, StudentSpace, extract_cells
-from search_space.student import StudentConfig, StudentForSequenceClassification
+from search_space.spaces import CellSpace, EveryInput, extract_cells
+from search_space.student import StudentForSequenceClassification
 
 WIDTH = 48
 MASK = torch.tensor([[1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1], [0, 1, 1, 0, 1, 1, 0]]).bool()
@@ -388,23 +387,3 @@ def test_own_operations_and_spaces_through_the_cell_phase_and_a_saved_student(
     copied = get_class_from_dynamic_module("student.StudentForSequenceClassification", str(tmp_path / "student"))
     assert copied is not StudentForSequenceClassification
     assert torch.equal(copied.from_pretrained(tmp_path / "student").eval()(ids, ones).logits, student(ids, ones).logits)
-
-
-@pytest.mark.parametrize("head", ["pool", "compare", "align"])
-@pytest.mark.parametrize("encoding", ["joint", "separate"])
-def test_a_sample_of_the_students_space_is_the_student_of_that_shape(head: str, encoding: str) -> None:
-    shape = {
-        "hidden_size": 8, "teacher_hidden_size": 8, "embedding_size": 4, "vocab_size": 20, "static_path": True,
-        "max_position_embeddings": 12, "symmetric": True, "token_weights": True,
-    }  # fmt: skip
-    space = StudentSpace(StudentConfig(**shape), list(HEADS), list(ENCODINGS))
-    assert {label: set(one.values) for label, one in space.simplify().items()} == {
-        "head": set(HEADS), "encoding": set(ENCODINGS)
-    }  # fmt: skip
-    sample = space.freeze({"head": head, "encoding": encoding}).eval()
-    student = StudentForSequenceClassification(StudentConfig(**shape, head=head, encoding=encoding)).eval()
-    student.load_state_dict(sample.student.state_dict())
-    ids, types = torch.randint(1, 20, (3, 9)), torch.tensor([[0] * 4 + [1] * 5] * 3)
-    torch.testing.assert_close(
-        sample(ids, token_type_ids=types).logits, student(ids, token_type_ids=types).logits, rtol=0, atol=0
-    )

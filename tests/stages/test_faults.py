@@ -7,12 +7,10 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from disks import fill, read_only, small_disk
@@ -28,7 +26,7 @@ from nni_bertnas.stages.left_out import leave_out, left_out, missing_units
 from nni_bertnas.stages.locks import alone, one_at_a_time
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure, find, load
-from nni_bertnas.tracking.histories import HISTORY, Record, is_alive, read_state, seconds_since, this_process
+from nni_bertnas.tracking.histories import HISTORY, Record, read_state
 from nni_bertnas.tracking.logs import open_log
 from nni_bertnas.training.trainer import KeepBest
 
@@ -304,7 +302,7 @@ def test_forcing_general_text_removes_no_folder_that_a_file_names(tmp_path: Path
     assert other.is_dir()
 
 
-# two processes, and a clock that is set
+# two processes
 
 
 def test_two_runs_of_one_study_do_not_meet(blocks: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -334,24 +332,6 @@ def test_waiting_for_another_process_is_said(tmp_path: Path, caplog: pytest.LogC
         with one_at_a_time(run.root, "teacher"):
             pass
     assert "another process makes teacher; this one waits for it" in caplog.text
-
-
-@pytest.mark.parametrize("jump", [-7200.0, 7200.0, 1e9])
-def test_a_clock_that_is_set_changes_no_span_and_kills_no_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: float
-) -> None:
-    record = Record(tmp_path, "teacher", "mark")
-    record.begin()
-    record.epoch({"epoch": 0})
-    clock, boot = time.time, psutil._psplatform.boot_time
-    monkeypatch.setattr(time, "time", lambda: clock() + jump)
-    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot() + jump)  # by which Linux tells times
-    assert psutil.Process().create_time() == pytest.approx(clock() + jump, abs=36_000)
-    state = read_state(tmp_path, "teacher")
-    assert is_alive(state) is True and 0 <= seconds_since(state) < 60
-    record.end("done")
-    assert 0 <= read_state(tmp_path, "teacher")["seconds"] < 60
-    assert is_alive({**this_process(), "boot": "another start of the machine"}) is False
 
 
 # units that fail

@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from tiny import Keeper, tiny_run
 
@@ -18,6 +20,7 @@ from nni_bertnas.tracking.histories import (
     read_history,
     read_state,
     record_name,
+    seconds_since,
     this_process,
 )
 from nni_bertnas.tracking.tracker import Tracker
@@ -145,3 +148,21 @@ def test_names_of_files() -> None:
     assert record_name("teacher", "") == "teacher" and record_name("cell", "block0_depth1") == "cell-block0_depth1"
     long = [record_name("cell", "x" * 300 + end) for end in "ab"]
     assert len(set(long)) == 2 and max(map(len, long)) < 200 and "/" not in record_name("cell", "a/b")
+
+
+@pytest.mark.parametrize("jump", [-7200.0, 7200.0, 1e9])
+def test_a_clock_that_is_set_changes_no_span_and_kills_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    record = Record(tmp_path, "teacher", "mark")
+    record.begin()
+    record.epoch({"epoch": 0})
+    clock, boot = time.time, psutil._psplatform.boot_time
+    monkeypatch.setattr(time, "time", lambda: clock() + jump)
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot() + jump)  # by which Linux tells times
+    assert psutil.Process().create_time() == pytest.approx(clock() + jump, abs=36_000)
+    state = read_state(tmp_path, "teacher")
+    assert is_alive(state) is True and 0 <= seconds_since(state) < 60
+    record.end("done")
+    assert 0 <= read_state(tmp_path, "teacher")["seconds"] < 60
+    assert is_alive({**this_process(), "boot": "another start of the machine"}) is False
