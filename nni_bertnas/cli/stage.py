@@ -160,6 +160,8 @@ def _through_nni(run: Run, stage: Stage, units: Sequence[Unit], study_path: Path
         teller.say(f"{stage.name}: starting NNI")
 
         def show(jobs: list[Any], address: str) -> None:
+            if remote is not None:
+                remote.check()
             if told[-1:] != [address]:  # another manager's, where one was lost, is another
                 told.append(address)
                 announce(address)
@@ -175,10 +177,13 @@ def _through_nni(run: Run, stage: Stage, units: Sequence[Unit], study_path: Path
             work.say(spell_jobs(run, stage, jobs, len(units), at_once[-1]), len(done), len(units))
 
         def start(some: Sequence[Unit]) -> list[Failure]:
-            config = make_config(run, study_path, stage, some, socket)
-            if remote is not None:
-                remote.place(config, stage)
-            at_once.append(config.trial_concurrency)
+            def config() -> Any:
+                found = make_config(run, study_path, stage, some, socket)
+                if remote is not None:
+                    remote.place(found, stage)
+                at_once.append(found.trial_concurrency)
+                return found
+
             return run_experiment(config, run.study.nni.port, show, None if remote is None else remote.hold_port)
 
         make_units(run, stage, units, start)

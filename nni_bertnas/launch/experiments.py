@@ -1,6 +1,5 @@
 """NNI experiments as `bertnas` runs them: made from the study, started, watched, stopped."""
 
-import copy
 import logging
 import shlex
 import sys
@@ -18,7 +17,7 @@ from nni.experiment.config import AlgorithmConfig, ExperimentConfig
 
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.launch import trial_server
-from nni_bertnas.launch.manager import Hold, ManagerLost, manager, talking
+from nni_bertnas.launch.manager import Hold, MachineLost, ManagerLost, manager, talking
 from nni_bertnas.stages.run import Run, Unit
 from nni_bertnas.stages.stage import Stage, trials_at_once
 from nni_bertnas.tracking.histories import HISTORY, WEB_UI, state_file, this_process, write_state
@@ -98,14 +97,28 @@ class Failure:
     why: str
 
 
-def run_experiment(config: ExperimentConfig, port: int, progress: Progress, hold: Hold | None = None) -> list[Failure]:
-    """As :func:`_run_once`; where NNI's manager is lost, another goes on: what trials have finished is reused."""
-    for number in range(1, _MANAGERS):
+def run_experiment(
+    make: Callable[[], ExperimentConfig], port: int, progress: Progress, hold: Hold | None = None
+) -> list[Failure]:
+    """As :func:`_run_once`; where NNI's manager or a machine is lost, another goes on: what has finished is reused.
+
+    Args:
+        make: Gives what to run, on the machines that are there.
+        port: As there.
+        progress: As there.
+        hold: As there.
+    """
+    lost = 0
+    while True:
         try:
-            return _run_once(copy.deepcopy(config), port, progress, hold)
+            return _run_once(make(), port, progress, hold)
+        except MachineLost as error:  # they get fewer each time
+            _log.warning("%s", error)
         except ManagerLost as error:
-            _log.warning("%s (%d of at most %d times this command does so)", error, number, _MANAGERS - 1)
-    return _run_once(config, port, progress, hold)
+            lost += 1
+            if lost == _MANAGERS:
+                raise
+            _log.warning("%s (%d of at most %d times this command does so)", error, lost, _MANAGERS - 1)
 
 
 def _run_once(config: ExperimentConfig, port: int, progress: Progress, hold: Hold | None) -> list[Failure]:
@@ -123,6 +136,7 @@ def _run_once(config: ExperimentConfig, port: int, progress: Progress, hold: Hol
     Raises:
         PhaseError: All trials fail; with the end of the first one's error output.
         ManagerLost: NNI's manager has ended.
+        MachineLost: A machine has gone.
     """
     quiet_nni()
     experiment = Experiment(config)

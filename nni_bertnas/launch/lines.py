@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,6 +11,7 @@ from nni_bertnas.errors import PhaseError
 
 OPEN = "open"  # what the command over there prints first
 _AGAIN_SECONDS = 1.0
+_LOST_SECONDS = 60.0  # that a line may be broken for; NNI waits half a minute for a connection to come back
 _log = logging.getLogger(__name__)
 
 
@@ -17,21 +19,38 @@ class Taken(Exception):
     """A port is taken on a machine, or sshd there forwards none."""
 
 
-@contextmanager
-def line(command: Sequence[str], name: str) -> Iterator[None]:
-    """Keep a command of `ssh` running as long as the block lasts; where it breaks it is started anew.
+class Line:
+    """How a line is.
 
-    NNI waits half a minute for a connection to come back.
+    Attributes:
+        broken: Since when, by a clock that nobody sets; None: it stands.
+    """
+
+    def __init__(self) -> None:
+        self.broken: float | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether it has been broken for so long that nobody need wait for it."""
+        return self.broken is not None and time.monotonic() - self.broken > _LOST_SECONDS
+
+
+@contextmanager
+def line(command: Sequence[str], name: str) -> Iterator[Line]:
+    """Keep a command of `ssh` running as long as the block lasts; where it breaks it is started anew.
 
     Args:
         command: Prints OPEN as soon as its ports lead where they should, and ends with its input.
         name: Of the machine.
 
+    Yields:
+        How it is, at any time.
+
     Raises:
         Taken: The port over there.
         PhaseError: There is no line to that machine.
     """
-    process, end = _open(command, name), threading.Event()
+    process, end, state = _open(command, name), threading.Event(), Line()
 
     def keep() -> None:
         nonlocal process
@@ -42,14 +61,18 @@ def line(command: Sequence[str], name: str) -> Iterator[None]:
             try:
                 process = _open(command, name)
             except (PhaseError, Taken) as error:
-                _log.warning("the line to %s is broken (%s); trying again", name, error)
+                if state.broken is None:
+                    state.broken = time.monotonic()
+                    _log.warning("the line to another machine is broken (%s); trying again", error)
+            else:
+                state.broken = None
             if end.is_set():
                 process.terminate()
 
     thread = threading.Thread(target=keep, daemon=True)
     thread.start()
     try:
-        yield
+        yield state
     finally:
         end.set()
         process.terminate()
@@ -71,4 +94,4 @@ def _open(command: Sequence[str], name: str) -> subprocess.Popen[str]:
     process.wait()
     if "remote port forwarding failed" in said:
         raise Taken(said)
-    raise PhaseError(f"{name}: no line to it ({said or 'ssh ended'}); run the same command again to go on")
+    raise PhaseError(f"{name}: no line to it ({said or 'ssh ended'})")

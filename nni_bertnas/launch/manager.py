@@ -131,6 +131,10 @@ class ManagerLost(PhaseError):
     """NNI's manager has ended, and nobody here has ended it."""
 
 
+class MachineLost(PhaseError):
+    """A machine that trials run on is not there any more, while others are."""
+
+
 @contextlib.contextmanager
 def talking(experiment: Experiment) -> Iterator[None]:
     """Ask an experiment's own manager something inside the block: what answers on its port is that one.

@@ -11,6 +11,7 @@ they do on one machine. Three things that NNI does are mended, without anything 
 
 import importlib.metadata
 import json
+import logging
 import os
 import secrets
 import shlex
@@ -27,14 +28,16 @@ from nni_bertnas.config import Study, to_dict
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.launch import trial_server
 from nni_bertnas.launch.channel import TURNS
-from nni_bertnas.launch.lines import OPEN, Taken, line
+from nni_bertnas.launch.lines import OPEN, Line, Taken, line
 from nni_bertnas.launch.loopback import MACHINE, write_python
 from nni_bertnas.launch.machines import Machine, Machines, ask, ssh
-from nni_bertnas.launch.manager import hold_port
+from nni_bertnas.launch.manager import MachineLost, hold_port
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import Stage
 
 _PORTS = 5  # that are tried, until one is free here and everywhere
+_SSH_FAILED = 255  # its exit code where it, and not what it was to run, failed
+_log = logging.getLogger(__name__)
 # `bertnas`, which ends with its input, which ends with who asked for it.
 _COMMAND = """\
 import os, signal, sys, threading
@@ -88,6 +91,8 @@ class Remote:
         self.study_path = study_path.resolve()
         self.tools = run.root.absolute() / "nni" / "remote"
         self.elsewhere: set[int] = set()  # numbers of machines whose loopback is not this one's
+        self.lost: set[int] = set()  # numbers of those that went while this command ran; they get no more work
+        self.lines: dict[int, Line] = {}  # to those at work
         self.forks = ""  # with its number the folder on every machine, of the process that trials are forked from
         _check_paths(machines, self.folder, self.study_path, run.root, run.study)
 
@@ -135,7 +140,7 @@ class Remote:
         config.nni_manager_ip = "127.0.0.1"
         gpus = self.machines.machines[0].gpus is not None
         config.trial_gpu_number = 1 if gpus else None
-        at_once = len(self.machines.machines) * self.machines.trials
+        at_once = len(self._left) * self.machines.trials
         config.trial_concurrency = 1 if stage.alone else self.run.study.nni.concurrency or at_once
         config.training_service = RemoteConfig(
             machine_list=[
@@ -147,9 +152,37 @@ class Remote:
                     python_path=str(self._tools_of(number)),
                     **({"gpu_indices": machine.gpus, "max_trial_number_per_gpu": 1} if gpus else {}),
                 )
-                for number, machine in enumerate(self.machines.machines)
+                for number, machine in self._left
             ]
         )
+
+    @property
+    def _left(self) -> list[tuple[int, Machine]]:
+        """Numbers and machines that are not lost."""
+        return [one for one in enumerate(self.machines.machines) if one[0] not in self.lost]
+
+    def _lose(self, number: int, why: str) -> MachineLost:
+        """Give no more work to a machine; says so.
+
+        Raises:
+            PhaseError: It was the last.
+        """
+        self.lost.add(number)
+        self.lines.pop(number, None)
+        if not self._left:
+            raise PhaseError(f"no machine is left: {why}; run the same command again to go on")
+        return MachineLost(f"{why}; what it was at goes to the others")
+
+    def check(self) -> None:
+        """Look whether the machines at work are there.
+
+        Raises:
+            MachineLost: One has not been for a minute; it gets no more work.
+            PhaseError: It was the last.
+        """
+        for number, one in self.lines.items():
+            if one.lost:
+                raise self._lose(number, f"{self.machines.machines[number]} has not answered for a minute")
 
     @contextmanager
     def hold_port(self, first: int) -> Iterator[int]:
@@ -160,12 +193,16 @@ class Remote:
 
         Raises:
             ConfigError: None of the next is free everywhere.
+            MachineLost: One is not there any more.
         """
         for _ in range(_PORTS):
             with hold_port(first, beside=1) as port, ExitStack() as lines:
                 try:
-                    for number in range(len(self.machines.machines)):
-                        lines.enter_context(line(self._line(number, port), str(self.machines.machines[number])))
+                    for number, machine in self._left:
+                        try:
+                            self.lines[number] = lines.enter_context(line(self._line(number, port), str(machine)))
+                        except PhaseError as error:
+                            raise self._lose(number, str(error)) from error
                 except Taken:
                     first = port + 1
                     continue
@@ -178,19 +215,23 @@ class Remote:
         )
 
     def make(self, stage: Stage) -> None:
-        """Make a stage that is no NNI experiment on the first machine.
+        """Make a stage that is no NNI experiment on the first machine that is there.
 
         Raises:
             PhaseError: It failed there; its own output was shown.
         """
-        machine = self.machines.machines[0]
-        words = [f"{self._tools_of(0)}/python", "-c", _COMMAND, stage.name, str(self.study_path)]
-        command = f"cd {shlex.quote(str(self.folder))} && exec {shlex.join(words)}"
-        with subprocess.Popen([*ssh(self.machines, machine), command], stdin=subprocess.PIPE) as process:
-            try:
-                code = process.wait()
-            finally:
-                process.terminate()
+        while True:
+            number, machine = self._left[0]
+            words = [f"{self._tools_of(number)}/python", "-c", _COMMAND, stage.name, str(self.study_path)]
+            command = f"cd {shlex.quote(str(self.folder))} && exec {shlex.join(words)}"
+            with subprocess.Popen([*ssh(self.machines, machine), command], stdin=subprocess.PIPE) as process:
+                try:
+                    code = process.wait()
+                finally:
+                    process.terminate()
+            if code != _SSH_FAILED:
+                break
+            _log.warning("%s", self._lose(number, f"{machine}: ssh ended while it made {stage.name}"))
         if code:
             raise PhaseError(f"{stage.name} failed on {machine} (exit code {code}); see above")
 

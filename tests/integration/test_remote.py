@@ -1,5 +1,6 @@
 """A study on another machine: a network namespace whose loopback is its own, behind a real sshd."""
 
+import contextlib
 import json
 import os
 import re
@@ -146,6 +147,38 @@ def test_two_machines_share_the_work_and_leave_nothing_behind(tmp_path: Path, el
         assert all(list(home.glob("nni-experiments/*/environments/*/trials/*")) for home in homes)
         await_none(lambda: [one for home in homes for one in keepers(home)])
     assert len(run.results("supernet")) == 1
+
+
+def test_a_machine_that_goes_leaves_its_work_to_the_other(tmp_path: Path, elsewhere: Namespace) -> None:
+    """All processes of the first are killed while a cell is made there, and nobody is there to be asked."""
+    run = write_study(tmp_path, "study", 8840)
+    with ExitStack() as stack:
+        places = {"sshd0": elsewhere, "sshd1": None}
+        machines = [stack.enter_context(sshd(tmp_path / name, place)) for name, place in places.items()]
+        known = "".join((tmp_path / name / "known_hosts").read_text() for name in places)
+        (tmp_path / "sshd0" / "known_hosts").write_text(known)
+        write_machines(tmp_path, tmp_path / "sshd0", *machines)
+        homes = [tmp_path / name / "home" for name in places]
+        process = start(tmp_path, "study", "--on", "machines.yml")
+        while not list(homes[0].glob("nni-experiments/*/environments/*/trials/*")):
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.2)
+        made = {file: file.stat().st_mtime_ns for file in run.root.glob("*/**/result.json")}
+        gone = subprocess.run(["ip", "netns", "pids", elsewhere.name], capture_output=True, text=True, check=True)
+        for number in gone.stdout.split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(number), signal.SIGKILL)
+        said, _ = process.communicate(timeout=900)
+        assert process.returncode == 0, said
+    assert (
+        said.count("the line to another machine is broken") == 1
+        and said.count("what it was at goes to the others") == 1
+    ), said
+    assert "Traceback" not in said and "left out" not in said
+    assert made and {file: file.stat().st_mtime_ns for file in made} == made
+    assert {name: len(run.results(name)) for name in ("cell", "block", "supernet")} == {
+        "cell": 2, "block": 2, "supernet": 1
+    }  # fmt: skip
 
 
 def await_none(left: Callable[[], list[psutil.Process]]) -> None:
