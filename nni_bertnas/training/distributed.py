@@ -67,6 +67,8 @@ class RankTrainer(pl.Trainer):
     def __init__(self, **options: Any) -> None:
         self._options, self._others = options, ranks.active()
         super().__init__(**options, **(_together(self._others.size) if self._others else {}))
+        if self._others:
+            _leave_signals(self)
 
     def fit(self, model: Any, train_dataloaders: Any = None, val_dataloaders: Any = None, **named: Any) -> None:
         """Train a module, in place in this process; the arguments are Lightning's."""
@@ -89,6 +91,13 @@ def _together(size: int) -> dict[str, Any]:
     }
 
 
+def _leave_signals(trainer: pl.Trainer) -> None:
+    """Whoever started the training ends it: at SIGTERM Lightning would call the other ranks out of the signal's
+    handler, in the middle of what they do together, and wait for ever.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None
+
+
 def _everywhere(callback: pl.Callback) -> bool:
     return isinstance(callback, pl.callbacks.EarlyStopping) or getattr(callback, "everywhere", False)
 
@@ -98,6 +107,7 @@ def _fit(seed: int, options: Mapping[str, Any], model: Any, loaders: tuple[Any, 
     with ranks.in_step():
         torch.manual_seed(seed + ranks.rank())  # dropout is each rank's own
         trainer = pl.Trainer(**options, **_together(ranks.size()))
+        _leave_signals(trainer)
         trainer.fit(model, *map(_of_this_rank, loaders), **named)
 
 

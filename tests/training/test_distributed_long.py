@@ -4,6 +4,7 @@ import filecmp
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from ranked import CLOSE, Paths, alike, averaged_gradients, distil, fail, studen
 from tiny import Recorder, chain_cell, tiny_run, write_tiny_model, write_tiny_task
 
 from nni_bertnas import ranks
+from nni_bertnas.config import to_yaml
 from nni_bertnas.errors import ConfigError, PhaseError
 from nni_bertnas.search.search import Search
 from nni_bertnas.search.strategies import STRATEGIES
@@ -190,6 +192,22 @@ def test_no_process_outlives_one_that_is_killed() -> None:
         while other.exists() and time.monotonic() < deadline:
             time.sleep(0.2)
     assert not other.exists()
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.3, 0.7])
+def test_a_run_of_two_processes_ends_when_it_is_told_to(root: Path, moment: float) -> None:
+    """Wherever in a step it is, at Slurm's or anybody's SIGTERM."""
+    run = tiny_run(root, name=f"ended_{moment}", devices={"teacher": 2}, teacher={"epochs": 100_000})
+    (root / "ended.yml").write_text(to_yaml(run.study))
+    command = [str(Path(sys.executable).with_name("bertnas")), "run", "ended.yml"]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        while "epoch 2:" not in process.stdout.readline():
+            assert process.poll() is None
+        time.sleep(moment)
+        process.terminate()
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM and "interrupted; the same command goes on" in said, said
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
