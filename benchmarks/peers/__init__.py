@@ -52,6 +52,10 @@ PEERS: Mapping[str, Peer] = {
         f"cut {layers}": Peer("cut", f"{layers} of the teacher's layers, distilled as our students", {"layers": layers})
         for layers in (3, 2, 1)
     },
+    "TextBrewer 3": Peer(
+        "textbrewer_", "3 of the teacher's layers, TextBrewer's recipe", {"layers": 3},
+        ("torch==2.13.0", "transformers==5.3.0", "textbrewer==0.2.1.post1"),
+    ),
     "layer reduction": Peer(
         "layer_reduction", "2 of the encoder's layers, EmbedDistillLoss, a linear classifier", {"layers": 2}, _TORCH
     ),

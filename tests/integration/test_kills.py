@@ -181,7 +181,6 @@ def test_a_run_that_is_killed_again_and_again_comes_to_the_same(whole: Run) -> N
     wait_until_gone(root, 30)
 
 
-@pytest.mark.long
 def test_another_manager_goes_on_where_one_is_killed(whole: Run) -> None:
     root = whole.root.parents[1]
     run = study(root, "manager")

@@ -107,7 +107,6 @@ def test_a_column_of_several_kinds_is_refused(tmp_path: Path) -> None:
         compress("model", rows, text="body", label="good", run_dir=tmp_path / "a")
 
 
-@pytest.mark.long
 @pytest.mark.integration
 def test_the_notebook_runs(tmp_path: Path) -> None:
     notebook = nbformat.read(NOTEBOOK, 4)

@@ -48,7 +48,7 @@ def steps_of(counts: list[dict[str, float]], kind: str) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("partly", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.parametrize("partly", [False, True])
 def test_steps_and_bytes_are_those_that_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, partly: bool) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(f"qaa qa{chr(98 + number % 20)} qba qb{chr(97 + number // 20)}" for number in range(90)))
