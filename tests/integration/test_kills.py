@@ -29,7 +29,7 @@ from nni_bertnas.tracking.logs import LOG
 
 pytestmark = pytest.mark.integration
 KILLS, SEED = int(os.environ.get("BERTNAS_KILLS", "5")), int(os.environ.get("BERTNAS_KILLS_SEED", "0"))
-MOST_CHANGES = 60 if KILLS <= 5 else 150  # of the study's files, before a kill; a third of what a whole run makes
+MOST_CHANGES = 60 if KILLS <= 5 else 150  # of the study's files, before a kill
 MOST_SECONDS = 120.0  # that are waited for them
 BLOCKS = range(1 if KILLS <= 5 else 2)
 UNITS = [("teacher", {}), ("features", {}), *(("cell", {"block": block, "depth": 1}) for block in BLOCKS),

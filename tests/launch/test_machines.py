@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,13 @@ from tiny import tiny_run
 
 from nni_bertnas.config import to_yaml
 from nni_bertnas.errors import ConfigError, PhaseError
+from nni_bertnas.launch import remote as remote_module
+from nni_bertnas.launch.lines import Line
 from nni_bertnas.launch.loopback import write_python
 from nni_bertnas.launch.machines import load_machines
+from nni_bertnas.launch.manager import MachineLost
 from nni_bertnas.launch.remote import Remote
+from nni_bertnas.stages.stage import load
 
 TEMPLATE = Path(__file__).parents[2] / "experiment_configs" / "remote" / "machines.yml"
 PYTHON = str(Path(sys.executable).parent)
@@ -140,3 +145,30 @@ def test_a_machine_that_forwards_no_port_is_said(tmp_path: Path, monkeypatch: py
         remote.forks = str(tmp_path / "forks")
         with pytest.raises(ConfigError, match="AllowTcpForwarding yes or remote"), remote.hold_port(8700):
             pass
+
+
+def test_what_a_machine_was_at_goes_to_the_next_and_of_the_last_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = tmp_path / "key"
+    key.touch()
+    hosts = [{"host": name, "user": "me", "python": "/venv/bin", "key_file": str(key)} for name in ("a", "b", "c")]
+    monkeypatch.chdir(tmp_path)
+    remote = Remote(load_machines(write(tmp_path, *hosts)), tiny_run(tmp_path), tmp_path / "study.yml")
+    codes = {"a": 255, "b": 0, "c": 1}  # of ssh, which has 255 where it does not get there
+    monkeypatch.setattr(remote_module, "ssh", lambda _, machine: ["sh", "-c", f"exit {codes[machine.host]}"])
+    remote.make(load("teacher"))
+    assert remote.lost == {0}
+    remote.lines = {number: Line() for number in (1, 2)}
+    remote.check()
+    remote.lines[1].broken = time.monotonic() - 30
+    remote.check()
+    remote.lines[1].broken -= 31
+    with pytest.raises(MachineLost, match="me@b:22 has not answered for a minute; what it was at goes to the others"):
+        remote.check()
+    remote.check()
+    with pytest.raises(PhaseError, match=r"teacher failed on me@c:22 \(exit code 1\)"):
+        remote.make(load("teacher"))
+    codes["c"] = 255
+    with pytest.raises(PhaseError, match=r"no machine is left: me@c:22.*run the same command again"):
+        remote.make(load("teacher"))
