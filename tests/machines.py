@@ -93,7 +93,8 @@ def namespace() -> Iterator[Namespace]:
         run("-n", name, "link", "set", "lo", "up")
         yield Namespace(name, here, there)
     finally:
-        run("netns", "del", name)  # and the cable with it
+        subprocess.run(["ip", "link", "del", cable[0]], check=False, capture_output=True)
+        run("netns", "del", name)  # without the line above the cable goes too, but only when the kernel comes to it
 
 
 @contextlib.contextmanager
