@@ -24,7 +24,6 @@ from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.students import StudentMaker
 from nni_bertnas.student.candidates import Candidate, no_layer
 from nni_bertnas.student.cost import measure_latency_ms, model_call
-from nni_bertnas.student.latency import LatencyTable
 from nni_bertnas.student.selection import combine
 from nni_bertnas.study_files import load_study
 from search_space.cells import spell
@@ -47,7 +46,7 @@ def main() -> None:
     blocks = [list(one) for one in zip(*chosen, strict=True)]
     figures = {}
     for batch in arguments.batch:
-        table = LatencyTable(run.shared, threads=threads, batch=batch)
+        table = run.latency_table(batch)
         prices = Prices.measure(maker, blocks, table)
         lengths = run.latency_lengths if batch == 1 else run.latency_lengths[::3]
         models = {str(number): maker.new_student(one).fused() for number, one in enumerate(chosen)}

@@ -6,7 +6,7 @@ One teacher and one search per task (of the study's own seed); the students are 
 Scores are on GLUE's dev files (glue_dev), which neither training nor choice looks at. What is finished is reused, so it
 can be run in pieces. At the end of a task its students and its teacher are timed in the same turns, which counts only
 where nothing runs beside it (`--measure` times them once more and does nothing else): batch 1, one thread, 64 word
-pieces for single texts and the task's own lengths for pairs. Raw results go to benchmarks/results/students.json; the
+pieces for single texts and the task's own lengths for pairs, in every runtime; budgets are of the study's. Raw results go to benchmarks/results/students.json; the
 last line is one JSON object. About 15 minutes per task and 3 per student on two cores.
 """
 
@@ -26,6 +26,7 @@ from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure
 from nni_bertnas.stages.students import FIDELITY
 from nni_bertnas.student.cost import measure_latency_ms, model_call
+from nni_bertnas.student.runtimes import RUNTIMES
 from search_space.cells import spell
 
 _ROUNDS = 5
@@ -76,11 +77,13 @@ def measure(results: Results, name: str, run: Run) -> None:
     keys = [key for key in results.data if key.startswith(f"{name} ") and folder(run, key).exists()]
     lengths = run.latency_lengths if run.task.pairs else [64] * 60
     models = {"teacher": run.load_teacher()[0], **{key: load_classifier(folder(run, key))[0] for key in keys}}
-    calls = {key: model_call(model, lengths, pairs=run.task.pairs) for key, model in models.items()}
-    rounds = [measure_latency_ms(calls, lengths) for _ in range(_ROUNDS)]
-    for key in keys:
-        results.data[key]["latency_ms"] = median(one[key] for one in rounds)
-        results.data[key]["speedup"] = median(one["teacher"] / one[key] for one in rounds)
+    passes = {key: model_call(model, lengths, pairs=run.task.pairs) for key, model in models.items()}
+    for name, runtime in RUNTIMES.items():
+        calls = {key: runtime.compile(own, 1) for key, own in passes.items()}
+        rounds = [measure_latency_ms(calls, lengths) for _ in range(_ROUNDS)]
+        for key in keys:
+            results.data[key][f"{name}_ms"] = median(one[key] for one in rounds)
+            results.data[key][f"{name}_speedup"] = median(one["teacher"] / one[key] for one in rounds)
     results.write()
 
 
@@ -109,7 +112,11 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
     return {
         group: {
             "seeds": len(rows),
-            "speedup": round(mean(one["speedup"] for one in rows), 1),
+            **{
+                f"{name} speedup": round(mean(one[f"{name}_speedup"] for one in rows), 1)
+                for name in RUNTIMES
+                if all(f"{name}_speedup" in one for one in rows)
+            },
             **{
                 f"{side} {metric}": round(100 * mean(one[side][metric] for one in rows), 2)
                 for side in ("teacher", "student")

@@ -358,9 +358,9 @@ class Cell(nn.Module):
         self.body = body
         self.out = nn.Identity() if same else nn.Linear(hidden_size, teacher_size)
 
-    def forward(self, hidden: Tensor, mask: Tensor, second: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, second: Tensor | None = None) -> Tensor:
         """`(batch, seq, teacher_hidden)`, `(batch, seq)`, `(batch, seq)` -> `(batch, seq, teacher_hidden)`."""
-        return self.out(self.body(self.into(hidden), mask, second))
+        return self.out(self.body(self.into(x), mask, second))
 
 
 def build_body(space: str, architecture: Architecture, depth: int, hidden_size: int) -> Body:

@@ -169,6 +169,7 @@ class SupernetSettings:
     """End-to-end training of the chained student."""
 
     latency_threads: Positive = 1  # at which teacher, candidates and student are measured side by side
+    latency_runtime: Literal["torch", "onnx"] = "torch"  # in which; onnx: ONNX Runtime, as in use after bertnas export
     budget: BudgetSettings = dataclasses.field(default_factory=BudgetSettings)
     epochs: Positive = 4
     patience: Positive | None = None  # training ends after so many epochs without a better score on dev

@@ -17,6 +17,7 @@ from nni_bertnas.report.page.intervals import score_intervals
 from nni_bertnas.report.page.lineage import machine
 from nni_bertnas.report.page.predictions import predict_splits
 from nni_bertnas.report.page.statistics import Interval
+from nni_bertnas.report.results import runtime_of
 from nni_bertnas.stages.run import Result, Run
 from search_space.cells import spell
 
@@ -133,9 +134,9 @@ def _costs(run: Run, result: Result) -> Iterator[str]:
     yield "\n".join(lines)
     about = machine(run)
     yield (
-        f"{result['speedup']:.1f} times as fast as the teacher in PyTorch, {result['latency_threads']} thread(s), at "
-        "the lengths of the task's own rows, both in turns. Where this card was written: "
-        f"{about['processor']}, {about['system']}."
+        f"{result['speedup']:.1f} times as fast as the teacher in {runtime_of(result)}, "
+        f"{result['latency_threads']} thread(s), at the lengths of the task's own rows, both in turns. "
+        f"Where this card was written: {about['processor']}, {about['system']}."
     )
 
 

@@ -13,6 +13,7 @@ from nni_bertnas.errors import PhaseError
 from nni_bertnas.report.progress import Teller
 from nni_bertnas.stages.run import Result, Run
 from nni_bertnas.stages.supernet import SEARCHED
+from nni_bertnas.student.runtimes import RUNTIMES
 from search_space.cells import spell
 
 Students = dict[str, Result]  # by name: the searched one, then the baselines
@@ -172,11 +173,17 @@ def _verdicts(results: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]
     yield f"of {len(results) - 1} baseline(s) the searched student is better than: {text}"
 
 
+def runtime_of(result: Mapping[str, Any]) -> str:
+    """In what a student was timed, in words."""
+    return RUNTIMES[result.get("latency_runtime", "torch")].title
+
+
 def comparison(run: Run, result: Mapping[str, Any]) -> Table:
     """The closing table."""
     metrics, labels = run.task.metrics, run.data.label_names
     table = Table(
-        title=f"{run.study.name}: teacher against student, latency with {result['latency_threads']} thread(s)"
+        title=f"{run.study.name}: teacher against student, latency in {runtime_of(result)} with "
+        f"{result['latency_threads']} thread(s)"
     )
     for column in ("", "teacher", "student", "student / teacher"):
         table.add_column(column, justify="left" if not column else "right")

@@ -9,6 +9,7 @@ from typing import Any
 
 from nni_bertnas.student.candidates import Candidate, no_layer
 from nni_bertnas.student.cost import cell_call, count_params, measure_latency_ms
+from nni_bertnas.student.runtimes import RUNTIMES
 from search_space.cells import Architecture, Choice, build_body
 from search_space.listing import Space
 
@@ -24,7 +25,9 @@ def params_cost(hidden_size: int) -> Cost:
     return _remember(lambda one: float(count_params(build_body(one.space, one.architecture, one.depth, hidden_size))))
 
 
-def latency_cost(hidden_size: int, reference: Candidate, lengths: Sequence[int], threads: int = 1) -> Cost:
+def latency_cost(
+    hidden_size: int, reference: Candidate, lengths: Sequence[int], threads: int = 1, runtime: str = "torch"
+) -> Cost:
     """The latency of a cell's body in ms, each measured in turns with one reference, so that a drift cancels out.
 
     Args:
@@ -32,11 +35,12 @@ def latency_cost(hidden_size: int, reference: Candidate, lengths: Sequence[int],
         reference: Any cell.
         lengths: Real sequence lengths.
         threads: Of every pass.
+        runtime: A name out of :data:`~nni_bertnas.student.runtimes.RUNTIMES`.
     """
 
     def call(one: Candidate) -> Any:
         body = build_body(one.space, one.architecture, one.depth, hidden_size)
-        return cell_call(body.eval(), hidden_size, lengths)
+        return RUNTIMES[runtime].compile(cell_call(body.eval(), hidden_size, lengths), threads)
 
     first = call(reference)
     first_ms = measure_latency_ms({"first": first}, lengths, threads=threads)["first"]

@@ -88,7 +88,7 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
 
 def matching(run: Run, searched: Result) -> Matching:
     """What the cells of baselines must have in common with those of a searched student."""
-    settings, width = run.study.baseline, run.study.student.hidden_size
+    settings, width, timed = run.study.baseline, run.study.student.hidden_size, run.study.supernet
     if not any(searched["depths"]):
         raise ConfigError("baseline.students: the searched student has no layers; no other cells match it")
     picked = [
@@ -96,7 +96,7 @@ def matching(run: Run, searched: Result) -> Matching:
     ]
     lengths = run.dev.lengths[:_LATENCY_ROWS].tolist()
     cost = params_cost(width) if settings.match == "num_params" else latency_cost(
-        width, picked[0], lengths, run.study.supernet.latency_threads
+        width, picked[0], lengths, timed.latency_threads, timed.latency_runtime
     )  # fmt: skip
     return Matching(
         spaces=run.spaces,

@@ -258,7 +258,7 @@ def profile(run: Run, batch: int) -> tuple[LatencyTable, dict[str, Part]]:
         The table, and the parts by how they are called: the operations, and what every student has.
     """
     maker, width = StudentMaker(run, run.study.seed), run.study.student.hidden_size
-    table = LatencyTable(run.shared, threads=run.study.supernet.latency_threads, batch=batch)
+    table = run.latency_table(batch)
     sides, pairs = 1 + (maker.shape.encoding == "separate"), run.train.has_pairs
     nothing, start = [no_layer() for _ in range(run.num_blocks)], maker.start_of_students
     models = {

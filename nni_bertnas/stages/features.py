@@ -24,6 +24,7 @@ from nni_bertnas.stages.stage import Stage, stage_fingerprint
 from nni_bertnas.store.budget import rows_within
 from nni_bertnas.store.reader import FeatureStore
 from nni_bertnas.store.writer import SplitWriter
+from nni_bertnas.student.runtimes import check_runtime
 from nni_bertnas.tracking.tracker import Tracker
 from nni_bertnas.training.siamese import Answered, fit_siamese
 
@@ -40,6 +41,7 @@ def _fingerprint(run: Run, unit: Unit) -> str:
 
 
 def _check(run: Run, unit: Unit) -> None:
+    check_runtime(run.study.supernet.latency_runtime, "supernet.latency_runtime")
     transfer_fingerprint(run.study.transfer, run.study.task)  # says which file or split is missing
 
 

@@ -81,7 +81,12 @@ class Run:
     @cached_property
     def latencies(self) -> LatencyTable:
         """What parts of students take on this machine, at batch 1; shared by all studies of a folder."""
-        return LatencyTable(self.shared, threads=self.study.supernet.latency_threads)
+        return self.latency_table()
+
+    def latency_table(self, batch: int = 1, kind: type[LatencyTable] = LatencyTable) -> LatencyTable:
+        """The machine's for a size of batch, in the threads and the runtime that the study asks for."""
+        settings = self.study.supernet
+        return kind(self.shared, threads=settings.latency_threads, batch=batch, runtime=settings.latency_runtime)
 
     @property
     def latency_lengths(self) -> list[int]:

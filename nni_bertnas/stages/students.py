@@ -24,7 +24,7 @@ from nni_bertnas.store.reader import FeatureDataset, FeatureStore
 from nni_bertnas.student.build import check_chain, new_student
 from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.student.cost import (
-    Call,
+    Passes,
     count_activation_bytes,
     count_flops,
     count_params,
@@ -32,6 +32,7 @@ from nni_bertnas.student.cost import (
     model_call,
 )
 from nni_bertnas.student.latency import Part, model_part
+from nni_bertnas.student.runtimes import RUNTIMES
 from nni_bertnas.student.start import Start
 from nni_bertnas.tracking.tracker import Tracker
 from nni_bertnas.training import resume
@@ -112,13 +113,16 @@ class StudentMaker:
         """A student of an architecture, its cells fresh; see :func:`~nni_bertnas.student.build.new_student`."""
         return new_student(self.shape, self.start_of_students, self.layered(candidates))
 
-    def call(self, model: nn.Module) -> Call:
-        """A forward pass of teacher or student on such rows as the task has."""
+    def call(self, model: nn.Module) -> Passes:
+        """Forward passes of teacher or student on such rows as the task has."""
         return model_call(model, self.lengths, pairs=self.run.train.has_pairs)
 
-    def latency_ms(self, calls: Mapping[str, Any]) -> dict[str, float]:
-        """Of every call, measured in turns."""
-        return measure_latency_ms(calls, self.lengths, threads=self.run.study.supernet.latency_threads)
+    def latency_ms(self, passes: Mapping[str, Passes]) -> dict[str, float]:
+        """Of models, measured in turns in the study's runtime."""
+        settings = self.run.study.supernet
+        runtime, threads = RUNTIMES[settings.latency_runtime], settings.latency_threads
+        calls = {name: runtime.compile(own, threads) for name, own in passes.items()}
+        return measure_latency_ms(calls, self.lengths, threads=threads)
 
     def part(self, model: Any, batch: int = 1) -> Part:
         """Teacher or student as a part of the table of latencies."""
@@ -159,6 +163,7 @@ class StudentMaker:
             **sides,
             "speedup": sides["teacher"]["latency_ms"] / sides["student"]["latency_ms"],
             "latency_threads": self.run.study.supernet.latency_threads,
+            "latency_runtime": self.run.study.supernet.latency_runtime,
             "seconds": self.start - start,
         }
 

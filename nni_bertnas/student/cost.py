@@ -5,10 +5,11 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,7 +17,24 @@ from torch.utils.flop_counter import FlopCounterMode
 from nni_bertnas.data.batches import Batch, model_inputs
 from search_space.operations import make_operation
 
-Call = Callable[[int], Any]  # sequence length -> one forward pass at batch 1
+Call = Callable[[int], Any]  # sequence length -> one forward pass
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Forward passes of a module by sequence length.
+
+    Attributes:
+        module: In eval mode.
+        inputs: Of every length, by name.
+    """
+
+    module: nn.Module
+    inputs: Mapping[int, Mapping[str, Tensor]]
+
+    def __call__(self, length: int) -> Any:
+        """One of them."""
+        return self.module(**self.inputs[length])
 
 
 def count_params(module: nn.Module) -> int:
@@ -24,8 +42,8 @@ def count_params(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def cell_call(cell: nn.Module, size: int, lengths: Sequence[int], *, sides: int = 1, batch: int = 1) -> Call:
-    """One forward pass by length of what takes `(sides * batch, seq, size)` and a mask; inputs made beforehand.
+def cell_call(cell: nn.Module, size: int, lengths: Sequence[int], *, sides: int = 1, batch: int = 1) -> Passes:
+    """Forward passes by length of what takes `(sides * batch, seq, size)` and a mask; inputs made beforehand.
 
     Args:
         cell: In eval mode.
@@ -35,8 +53,10 @@ def cell_call(cell: nn.Module, size: int, lengths: Sequence[int], *, sides: int 
         batch: Rows of a pass.
     """
     shapes = {n: (sides * batch, -(-n // sides)) for n in set(lengths)}
-    inputs = {n: (torch.randn(*shape, size), torch.ones(shape, dtype=torch.bool)) for n, shape in shapes.items()}
-    return lambda length: cell(*inputs[length])
+    inputs = {
+        n: {"x": torch.randn(*shape, size), "mask": torch.ones(shape, dtype=torch.bool)} for n, shape in shapes.items()
+    }
+    return Passes(cell, inputs)
 
 
 def operation_costs(names: Sequence[str], hidden_size: int, kind: str, length: int) -> dict[str, float]:
@@ -57,8 +77,8 @@ def operation_costs(names: Sequence[str], hidden_size: int, kind: str, length: i
     return measure_latency_ms(calls, [length] * 30)
 
 
-def model_call(model: nn.Module, lengths: Sequence[int], *, pairs: bool = False, batch: int = 1) -> Call:
-    """One forward pass of a Hugging Face classifier by length, inputs made beforehand.
+def model_call(model: nn.Module, lengths: Sequence[int], *, pairs: bool = False, batch: int = 1) -> Passes:
+    """Forward passes of a Hugging Face classifier by length.
 
     Args:
         model: The classifier.
@@ -73,7 +93,7 @@ def model_call(model: nn.Module, lengths: Sequence[int], *, pairs: bool = False,
         mask = torch.ones(batch, n, dtype=torch.bool)
         rows = Batch(input_ids=torch.full((batch, n), 5), mask=mask, token_type_ids=types)
         inputs[n] = model_inputs(model, rows)
-    return lambda length: model(**inputs[length])
+    return Passes(model, inputs)
 
 
 @torch.no_grad()

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from nni_bertnas.artifacts import file_fingerprint, fingerprint, write_whole
 from nni_bertnas.machine import num_cores
 from nni_bertnas.student.candidates import Candidate
-from nni_bertnas.student.cost import Call, cell_call, measure_latency_ms, model_call
+from nni_bertnas.student.cost import Call, Passes, cell_call, measure_latency_ms, model_call
+from nni_bertnas.student.runtimes import RUNTIMES, describe_runtime
 from search_space import cells, embeddings, heads, operations, student
 from search_space.cells import Sequential, build_body, find_space, spell
 from search_space.student import StudentConfig
@@ -41,14 +42,14 @@ class Part:
 
     Attributes:
         name: Says exactly what is measured, so that it is known again.
-        make: Given lengths, its forward pass.
+        make: Given lengths, its forward passes.
         whole: Whether it is a model. Before each pass of what is not, as much memory is read, and not counted, as the
             layers around it in a student read: alone it would find its weights in the processor's nearest cache, and
             take two thirds of the time.
     """
 
     name: str
-    make: Callable[[Sequence[int]], Call] = field(compare=False)
+    make: Callable[[Sequence[int]], Passes] = field(compare=False)
     whole: bool = False
 
 
@@ -77,7 +78,7 @@ def cell_parts(one: Candidate, width: int, *, sides: int = 1, batch: int = 1) ->
     """
 
     def part(space: str, architecture: Mapping[str, Any], depth: int) -> Part:
-        def make(lengths: Sequence[int]) -> Call:
+        def make(lengths: Sequence[int]) -> Passes:
             body = build_body(space, architecture, depth, width).eval()
             return cell_call(body, width, lengths, sides=sides, batch=batch)
 
@@ -93,7 +94,7 @@ def cell_parts(one: Candidate, width: int, *, sides: int = 1, batch: int = 1) ->
 def link_part(width: int, *, sides: int = 1, batch: int = 1) -> Part:
     """The map between two blocks; see :func:`cell_parts`."""
 
-    def make(lengths: Sequence[int]) -> Call:
+    def make(lengths: Sequence[int]) -> Passes:
         return cell_call(_Map(width), width, lengths, sides=sides, batch=batch)
 
     return Part(f"map; {_shape(width, sides)}", make)
@@ -113,7 +114,7 @@ def _shape(width: int, sides: int) -> str:
 
 
 class LatencyTable:
-    """Milliseconds of one forward pass by part and length, of one machine, number of threads and size of batch.
+    """Milliseconds of one forward pass by part and length, of a machine, a runtime, a number of threads and rows.
 
     A part that is not known is measured in turns with all others that are not, and beside REFERENCE, by which it is
     scaled to the time when that was measured first: the speed of machines drifts, and that of students, which are many
@@ -121,20 +122,22 @@ class LatencyTable:
     the machine is used by this process, with a warning, and not kept.
 
     Args:
-        folder: Takes one file per machine, threads and batch; studies share it.
+        folder: Takes one file per machine, runtime, threads and batch; studies share it.
         threads: Of every pass.
         batch: Rows of a pass.
+        runtime: A name out of :data:`~nni_bertnas.student.runtimes.RUNTIMES`.
 
     Attributes:
         path: The file.
         quiet: Whether nothing else ran while the last parts were measured.
     """
 
-    def __init__(self, folder: Path, *, threads: int = 1, batch: int = 1) -> None:
-        self.threads, self.batch = threads, batch
-        self.machine = describe_machine()
+    def __init__(self, folder: Path, *, threads: int = 1, batch: int = 1, runtime: str = "torch") -> None:
+        self.threads, self.batch, self.runtime = threads, batch, runtime
+        self.machine = {**describe_machine(), "runtime": describe_runtime(runtime)}
         self.path = folder / f"latency-{fingerprint(self.machine, threads, batch)}.json"
         self.quiet = True
+        self._start = [NOTHING] if RUNTIMES[runtime].starts else []
         self._known = self._read()
         self._loose: dict[str, dict[int, float]] = {}  # beside other work
 
@@ -165,9 +168,13 @@ class LatencyTable:
         return found
 
     def at(self, part: Part, length: int) -> float:
-        """Milliseconds at a length of GRID that was measured."""
-        known = self._known.get(part.name, {})
-        return known[length] if length in known else self._loose[part.name][length]
+        """Milliseconds at a length of GRID that was measured; of what is no model, without the start of a pass."""
+        start = 0.0 if part.whole else sum(self._measured(one.name, length) for one in self._start)
+        return max(0.0, self._measured(part.name, length) - start)
+
+    def _measured(self, name: str, length: int) -> float:
+        known = self._known.get(name, {})
+        return known[length] if length in known else self._loose[name][length]
 
     def lengths(self, part: Part) -> list[int]:
         """At which a part was measured."""
@@ -181,15 +188,19 @@ class LatencyTable:
             grid: Lengths out of GRID.
         """
         reference = REFERENCE.name
-        wanted = {part.name: part for part in (REFERENCE, *parts)}
+        wanted = {part.name: part for part in (REFERENCE, *self._start, *parts)}
         missing = {length: [name for name in wanted if length not in self.lengths(wanted[name])] for length in grid}
         if not any(missing.values()):
             return
         watch = OtherWork()
-        calls = {
-            length: {name: wanted[name].make([length]) for name in {reference: None, **dict.fromkeys(names)}}
-            for length, names in missing.items()
-            if names
+        asked = {length: {reference: None, **dict.fromkeys(names)} for length, names in missing.items() if names}
+        made = {
+            name: RUNTIMES[self.runtime].compile(part.make(lengths), self.threads)
+            for name, part in wanted.items()
+            if (lengths := [length for length, names in asked.items() if name in names])
+        }
+        calls: dict[int, dict[str, Call]] = {
+            length: {name: made[name] for name in names} for length, names in asked.items()
         }
         content = torch.zeros(_OTHER_BYTES // 4)
         before: dict[str, Call] = {
@@ -230,12 +241,19 @@ class LatencyTable:
             write_whole(self.path, json.dumps(content, indent=1))
 
 
-def _reference(lengths: Sequence[int]) -> Call:
+def _reference(lengths: Sequence[int]) -> Passes:
     return cell_call(build_body("layers", _LAYERS, len(_LAYERS), 192).eval(), 192, lengths)
 
 
 _LAYERS = {"layer_0": "convolution_3", "layer_1": "attention_4"}
 REFERENCE = Part("reference: a convolution and attention, width 192, one row", _reference)
+
+NOTHING = Part("nothing, width 192, one row", lambda lengths: cell_call(_Same().eval(), 192, lengths))
+
+
+class _Same(nn.Module):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return x.neg()
 
 
 def around(lengths: Sequence[int]) -> list[int]:

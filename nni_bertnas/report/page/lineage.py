@@ -13,6 +13,7 @@ from nni_bertnas.machine import best_device, memory_bytes
 from nni_bertnas.stages import STAGES
 from nni_bertnas.stages.run import Result, Run
 from nni_bertnas.student.latency import describe_machine
+from nni_bertnas.student.runtimes import RUNTIMES
 from nni_bertnas.yaml_files import read_yaml
 
 _PACKAGES = ("torch", "transformers", "pytorch-lightning", "nni", "numpy", "scipy", "scikit-learn")
@@ -108,4 +109,5 @@ def machine(run: Run) -> dict[str, str]:
         "accelerator": "none" if best_device().type == "cpu" else str(best_device()),
         "system": f"{platform.system()} {platform.machine()}",
         "threads of a latency": str(run.study.supernet.latency_threads),
+        "runtime of a latency": RUNTIMES[run.study.supernet.latency_runtime].title,
     }

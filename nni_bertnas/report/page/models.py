@@ -92,7 +92,7 @@ def predicted_front(run: Run) -> tuple[list[tuple[float, float]], str]:
         The front, and in words why it is empty where it is.
     """
     try:
-        table = _Known(run.shared, threads=run.study.supernet.latency_threads)
+        table = run.latency_table(kind=_Known)
         rankings = [ranking["fingerprint"] for ranking in read_rankings(run)]
         mark = fingerprint(rankings, run.study.supernet.score, table.machine, table.threads)
 
