@@ -6,8 +6,9 @@ One teacher and one search per task (of the study's own seed); the students are 
 Scores are on GLUE's dev files (glue_dev), which neither training nor choice looks at. What is finished is reused, so it
 can be run in pieces. At the end of a task its students and its teacher are timed in the same turns, which counts only
 where nothing runs beside it (`--measure` times them once more and does nothing else): batch 1, one thread, 64 word
-pieces for single texts and the task's own lengths for pairs, in every runtime; budgets are of the study's. Raw results go to benchmarks/results/students.json; the
-last line is one JSON object. About 15 minutes per task and 3 per student on two cores.
+pieces for single texts and the task's own lengths for pairs, in every runtime; budgets are of the study's. Raw results
+go to benchmarks/results/students.json; the last line is one JSON object. About 15 minutes per task and 3 per student on
+two cores.
 """
 
 import shutil
