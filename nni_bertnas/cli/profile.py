@@ -32,7 +32,7 @@ def run(arguments: Namespace) -> None:
 def show(table: LatencyTable, parts: dict[str, Part]) -> Table:
     """Milliseconds by part and length."""
     machine = table.machine
-    title = f"ms at batch {table.batch}, {table.threads} thread(s), torch {machine['torch']}, {machine['processor']}"
+    title = f"ms at batch {table.batch}, {table.threads} thread(s), {machine['runtime']}, {machine['processor']}"
     shown = Table("part, by length", title=title)
     grid = table.lengths(parts["teacher"])
     for length in grid:
