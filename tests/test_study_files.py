@@ -57,6 +57,7 @@ def strategy(name: str, epochs: int = 2, **options: object) -> dict:
     [
         ({"teacher": {"num_blocks": 2, "boundaries": [0, 6]}}, "keep one"),
         ({"teacher": {"boundaries": [0, 4, 2]}}, "must rise"),
+        ({"supernet": {"latency_length": 129}}, r"supernet\.latency_length: 129 is more than task\.max_length, .* 128"),
         ({"teacher": {"boundaries": [1, 4]}}, "start at 0"),
         ({"task": {"name": "sst2", "source": "glue"}}, "data_dir"),
         ({"task": {"name": "custom"}}, "custom must be given"),

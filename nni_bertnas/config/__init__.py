@@ -160,7 +160,7 @@ class BudgetSettings:
     max_params: Positive | None = None  # parameters, embeddings included
     max_size_mb: Annotated[float, Field(gt=0)] | None = None  # of the file of weights, four bytes a parameter
     max_flops: Positive | None = None  # of one pass at batch 1 and the median length; a multiply-add counts as 2
-    max_latency_ms: Annotated[float, Field(gt=0)] | None = None  # batch 1, real lengths
+    max_latency_ms: Annotated[float, Field(gt=0)] | None = None  # batch 1, see supernet.latency_length
     min_speedup: Annotated[float, Field(gt=0)] | None = None  # teacher's latency / student's
 
 
@@ -170,6 +170,7 @@ class SupernetSettings:
 
     latency_threads: Positive = 1  # at which teacher, candidates and student are measured side by side
     latency_runtime: Literal["torch", "onnx"] = "torch"  # in which; onnx: ONNX Runtime, as in use after bertnas export
+    latency_length: Annotated[int, Field(ge=8)] | None = None  # at so many word pieces; null: as long as dev's own rows
     budget: BudgetSettings = dataclasses.field(default_factory=BudgetSettings)
     epochs: Positive = 4
     patience: Positive | None = None  # training ends after so many epochs without a better score on dev

@@ -135,9 +135,14 @@ def _costs(run: Run, result: Result) -> Iterator[str]:
     about = machine(run)
     yield (
         f"{result['speedup']:.1f} times as fast as the teacher in {runtime_of(result)}, "
-        f"{result['latency_threads']} thread(s), at the lengths of the task's own rows, both in turns. "
+        f"{result['latency_threads']} thread(s), at {_lengths(run)}, both in turns. "
         f"Where this card was written: {about['processor']}, {about['system']}."
     )
+
+
+def _lengths(run: Run) -> str:
+    named = run.study.supernet.latency_length
+    return "the lengths of the task's own rows" if named is None else f"{named} word pieces"
 
 
 def _licence(run: Run) -> str:

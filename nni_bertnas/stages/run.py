@@ -90,9 +90,10 @@ class Run:
 
     @property
     def latency_lengths(self) -> list[int]:
-        """Of real rows, at which latencies are asked for."""
+        """At which latencies are asked for: those of real rows, or the one that the study names."""
         lengths: list[int] = self.dev.lengths[:_LATENCY_ROWS].tolist()
-        return lengths
+        named = self.study.supernet.latency_length
+        return lengths if named is None else [named] * len(lengths)
 
     @property
     def nni(self) -> Path:

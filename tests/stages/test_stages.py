@@ -140,7 +140,7 @@ def test_a_student_is_chosen_and_timed_in_the_runtime_that_is_asked_for(
     built_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(OtherWork, "cores", lambda self: 0.0)
-    supernet = {"latency_runtime": "onnx", "budget": {"min_speedup": 0.1}, "finalists": 1}
+    supernet = {"latency_runtime": "onnx", "latency_length": 16, "budget": {"min_speedup": 0.1}, "finalists": 1}
     cell = {"strategy": "grid", "operations": ["convolution_3", "attention_4"], "epochs": 1, "depths": [1]}
     run = tiny_run(built_copy, cell=cell, supernet=supernet)
     all_units(run, "cell", "block")
@@ -150,6 +150,7 @@ def test_a_student_is_chosen_and_timed_in_the_runtime_that_is_asked_for(
     )
     tables = [json.loads(path.read_text()) for path in run.shared.glob("latency-*.json")]
     (table,) = (one for one in tables if one["machine"]["runtime"].startswith("onnxruntime"))
+    assert all(set(row) == {"16"} for row in table["parts"].values())
     assert NOTHING.name in table["parts"] and any(name.startswith("teacher") for name in table["parts"])
 
 
