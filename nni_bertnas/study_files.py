@@ -22,6 +22,7 @@ from nni_bertnas.search.random_cells import BASELINES
 from nni_bertnas.search.strategies import STRATEGIES, find_strategy
 from nni_bertnas.store.layout import DTYPES
 from nni_bertnas.student.build import list_shapes, resolve_shape
+from nni_bertnas.student.runtimes import RUNTIMES
 from nni_bertnas.training.losses import LOSSES
 from nni_bertnas.training.optimizers import OPTIMIZERS
 from nni_bertnas.yaml_files import read_yaml
@@ -41,6 +42,7 @@ _TABLES: Mapping[str, Mapping[str, Any]] = {
     "cell.losses": LOSSES,
     "block.optimizer": OPTIMIZERS,
     "block.losses": LOSSES,
+    "supernet.latency_runtime": RUNTIMES,
     "baseline.students": BASELINES,
     "distill.losses": LOSSES,
 }

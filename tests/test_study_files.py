@@ -33,7 +33,7 @@ def test_every_problem_is_reported_at_once_with_its_path() -> None:
                 "features": {"dtype": "float12"},
                 "block": {"optimizer": "sgd"},
                 "baseline": {"students": {"ramdom": 2}},
-                "supernet": {"budget": {"max_params": "many"}},
+                "supernet": {"budget": {"max_params": "many"}, "latency_runtime": "onnxx"},
             }
         )
     text = str(caught.value)
@@ -41,7 +41,8 @@ def test_every_problem_is_reported_at_once_with_its_path() -> None:
         "name:", "seed:", "zork: unknown key", "cell.depths.0:", "cell.depths.1:", "cell.learning_rate:",
         "cell.strategy:", "cell.colour: unknown key", "distill.temperature:", "teacher.epochs:", "task.name:",
         "task.source:",
-        "supernet.budget.max_params:", "distill.losses:", "features.dtype:", "block.optimizer:", "baseline.students:",
+        "supernet.budget.max_params:", "supernet.latency_runtime:", "distill.losses:", "features.dtype:",
+        "block.optimizer:", "baseline.students:",
     ):  # fmt: skip
         assert f"  {path}" in text, path
     assert "got -1" in text and "must be one of darts, gumbel_darts" in text

@@ -169,7 +169,7 @@ class SupernetSettings:
     """End-to-end training of the chained student."""
 
     latency_threads: Positive = 1  # at which teacher, candidates and student are measured side by side
-    latency_runtime: Literal["torch", "onnx"] = "torch"  # in which; onnx: ONNX Runtime, as in use after bertnas export
+    latency_runtime: str = "torch"  # a key of RUNTIMES; onnx: ONNX Runtime, as in use after bertnas export
     latency_length: Annotated[int, Field(ge=8)] | None = None  # at so many word pieces; null: as long as dev's own rows
     budget: BudgetSettings = dataclasses.field(default_factory=BudgetSettings)
     epochs: Positive = 4

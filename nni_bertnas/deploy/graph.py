@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nni_bertnas import __version__, runtime
 from nni_bertnas.data.batches import Batch, model_inputs
@@ -14,27 +14,10 @@ from nni_bertnas.data.models import load_classifier
 from nni_bertnas.deploy.predict import cut_length, kind_of
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.runtime.manifest import TOKENIZER, Manifest
+from nni_bertnas.student.onnx import Positional
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-class Graph(nn.Module):
-    """A classifier whose inputs come by position.
-
-    Args:
-        model: In eval mode.
-        names: Of the inputs.
-    """
-
-    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
-        super().__init__()
-        self.model, self.names = model, names
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Each `(batch, seq)` -> logits, `(batch, num_labels)`."""
-        logits: Tensor = self.model(**dict(zip(self.names, inputs, strict=True)), return_dict=False)[0]
-        return logits
 
 
 @dataclass(frozen=True)
@@ -54,9 +37,9 @@ class Opened:
     max_length: int
 
     @property
-    def graph(self) -> Graph:
+    def graph(self) -> Positional:
         """The model as a function of the example's inputs."""
-        return Graph(self.model, tuple(self.example)).eval()
+        return Positional(self.model, tuple(self.example)).eval()
 
     def write_manifest(self, folder: Path, file: str, opset: int | None = None) -> None:
         """Write what is needed beside the model's file: the tokenizer, what the model is, and the code that runs it.

@@ -59,7 +59,7 @@ def write_graph(module: nn.Module, inputs: Mapping[str, Tensor], free: Mapping[i
         free: Dimensions of every input that may be of any size, torch.export's `Dim` by their number.
         file: Takes it.
     """
-    graph = _Positional(_with_own_grus(copy.deepcopy(module)), tuple(inputs)).eval()
+    graph = Positional(_with_own_grus(copy.deepcopy(module)), tuple(inputs)).eval()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of torchvision, which nobody needs here
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what will change within torch
@@ -77,12 +77,20 @@ def write_graph(module: nn.Module, inputs: Mapping[str, Tensor], free: Mapping[i
     found.save(str(file))
 
 
-class _Positional(nn.Module):
+class Positional(nn.Module):
+    """A module whose inputs come by position, as graphs take them.
+
+    Args:
+        module: In eval mode.
+        names: Of the inputs.
+    """
+
     def __init__(self, module: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
         self.module, self.names = module, names
 
     def forward(self, *inputs: Tensor) -> Tensor:
+        """The module's output, or the first of several; of a classifier its logits."""
         found = self.module(**dict(zip(self.names, inputs, strict=True)))
         first: Tensor = found if isinstance(found, Tensor) else found[0]
         return first
