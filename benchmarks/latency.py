@@ -5,9 +5,9 @@
 The study's features must be made (bertnas features STUDY); nothing else should run beside it. Depths and operations are
 drawn at random, block by block, no layer among them. What every part takes is looked up in the machine's table, and
 measured where it is not there yet; then the students are measured as wholes, in turns with the teacher, at the lengths
-of the study's rows, and with the student of the deepest cells, by which predictions are brought to the machine's speed
-of that minute. Raw results go to benchmarks/results/latency.json; the last line is one JSON object: the median
-error, the share within 10 %, and Spearman's and Kendall's rank correlation.
+of the study's rows and in its runtime, and with the student of the deepest cells, by which predictions are brought to
+the machine's speed of that minute. Raw results go to benchmarks/results/latency.json; the last line is one JSON object:
+the median error, the share within 10 %, and Spearman's and Kendall's rank correlation.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.students import StudentMaker
 from nni_bertnas.student.candidates import Candidate, no_layer
 from nni_bertnas.student.cost import measure_latency_ms, model_call
+from nni_bertnas.student.runtimes import RUNTIMES
 from nni_bertnas.student.selection import combine
 from nni_bertnas.study_files import load_study
 from search_space.cells import spell
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     run = Run(load_study(arguments.study))
-    threads = run.study.supernet.latency_threads
+    threads, runtime = run.study.supernet.latency_threads, RUNTIMES[run.study.supernet.latency_runtime]
     start(threads)
     results = Results(RESULTS / "latency.json")
     maker, generator = StudentMaker(run, run.study.seed), random.Random(arguments.seed)
@@ -55,7 +56,8 @@ def main() -> None:
         models |= {"teacher": maker.teacher, "deepest": whole}
         deepest_table_ms = combine(prices.blocks, prices.base, deepest).latency_ms
         calls = {
-            name: model_call(model, lengths, pairs=run.train.has_pairs, batch=batch) for name, model in models.items()
+            name: runtime.compile(model_call(model, lengths, pairs=run.train.has_pairs, batch=batch), threads)
+            for name, model in models.items()
         }
         measured = measure_latency_ms(calls, lengths, threads=threads, run=5)  # all in turns, as the machine drifts
         rows: list[dict[str, Any]] = []
@@ -75,7 +77,7 @@ def main() -> None:
                 }
             )
             print(rows[-1], flush=True)
-        results[f"{run.study.name}, batch {batch}"] = {"machine": table.machine, "rows": rows}
+        results[f"{run.study.name}, {runtime.title}, batch {batch}"] = {"machine": table.machine, "rows": rows}
         # The table's milliseconds are of another minute: one student tells how fast the machine is now.
         pairs = [
             (one["predicted_ms"] * one["deepest_ms"] / one["deepest_table_ms"], one["measured_ms"]) for one in rows
