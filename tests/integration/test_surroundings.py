@@ -37,6 +37,7 @@ def start(root: Path, **environment: str) -> subprocess.Popen:
     )
 
 
+@pytest.mark.long
 def test_two_studies_at_the_same_moment_behind_a_proxy_keep_apart(tmp_path: Path) -> None:
     runs = {depth: make(tmp_path / f"depth {depth}", depth) for depth in (1, 2)}
     dead = {"http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "NODE_OPTIONS": "--no-warnings"}
