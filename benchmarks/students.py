@@ -81,12 +81,12 @@ def measure(results: Results, name: str, run: Run) -> None:
     lengths = run.latency_lengths
     models = {"teacher": run.load_teacher()[0], **{key: load_classifier(folder(run, key))[0] for key in keys}}
     passes = {key: model_call(model, lengths, pairs=run.task.pairs) for key, model in models.items()}
-    for name, runtime in RUNTIMES.items():
+    for title, runtime in RUNTIMES.items():
         calls = {key: runtime.compile(own, 1) for key, own in passes.items()}
         rounds = [measure_latency_ms(calls, lengths) for _ in range(_ROUNDS)]
         for key in keys:
-            results.data[key][f"{name}_ms"] = median(one[key] for one in rounds)
-            results.data[key][f"{name}_speedup"] = median(one["teacher"] / one[key] for one in rounds)
+            results.data[key][f"{title}_ms"] = median(one[key] for one in rounds)
+            results.data[key][f"{title}_speedup"] = median(one["teacher"] / one[key] for one in rounds)
     results.write()
 
 

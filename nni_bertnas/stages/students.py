@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from nni_bertnas.store.reader import FeatureDataset, FeatureStore
 from nni_bertnas.student.build import check_chain, new_student
 from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.student.cost import (
+    Call,
     Passes,
     count_activation_bytes,
     count_flops,
@@ -117,12 +118,15 @@ class StudentMaker:
         """Forward passes of teacher or student on such rows as the task has."""
         return model_call(model, self.lengths, pairs=self.run.train.has_pairs)
 
-    def latency_ms(self, passes: Mapping[str, Passes]) -> dict[str, float]:
-        """Of models, measured in turns in the study's runtime."""
+    def compile(self, model: nn.Module) -> Call:
+        """The same in the study's runtime."""
         settings = self.run.study.supernet
-        runtime, threads = RUNTIMES[settings.latency_runtime], settings.latency_threads
-        calls = {name: runtime.compile(own, threads) for name, own in passes.items()}
-        return measure_latency_ms(calls, self.lengths, threads=threads)
+        return RUNTIMES[settings.latency_runtime].compile(self.call(model), settings.latency_threads)
+
+    @cached_property
+    def compiled_teacher(self) -> Call:
+        """The teacher in the study's runtime, for all students that are timed beside it."""
+        return self.compile(self.teacher)
 
     def part(self, model: Any, batch: int = 1) -> Part:
         """Teacher or student as a part of the table of latencies."""
@@ -283,7 +287,8 @@ class StudentMaker:
         }
         models = {"teacher": self.teacher, "student": student}
         calls = {name: self.call(model) for name, model in models.items()}
-        latency_ms = self.latency_ms(calls)
+        timed = {"teacher": self.compiled_teacher, "student": self.compile(student)}
+        latency_ms = measure_latency_ms(timed, self.lengths, threads=run.study.supernet.latency_threads)
         return {
             side: {
                 **{f"{split}_{name}": value for split, one in scores[side].items() for name, value in one.items()},

@@ -3,14 +3,13 @@
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from nni_bertnas.errors import ConfigError
-from nni_bertnas.runtime.engines import open_engine
 from nni_bertnas.student.cost import Call, Passes
 
 
@@ -19,6 +18,7 @@ def _torch(passes: Passes, threads: int) -> Call:
 
 
 def _onnx(passes: Passes, threads: int) -> Call:
+    from nni_bertnas.runtime.engines import open_engine
     from nni_bertnas.student.onnx import write_graph
 
     example = next(iter(passes.inputs.values()))
@@ -66,12 +66,10 @@ def check_runtime(name: str, said: str) -> None:
         ConfigError: Something is not installed.
     """
     for package in RUNTIMES[name].packages:
-        try:
-            import_module(package)
-        except ImportError as error:
+        if find_spec(package) is None:  # not imported, which takes seconds
             raise ConfigError(
-                f"{said}: {name} needs {error.name}; install it with: pip install 'nni-bertnas[export]', or set torch"
-            ) from error
+                f"{said}: {name} needs {package}; install it with: pip install 'nni-bertnas[export]', or set torch"
+            )
 
 
 def describe_runtime(name: str) -> str:

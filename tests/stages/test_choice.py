@@ -1,6 +1,7 @@
 """What a finished block phase answers: budgets, fronts, without searching again."""
 
 import itertools
+import json
 import re
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from nni_bertnas.config import BudgetSettings, to_yaml
 from nni_bertnas.stages.cells import load_ranked
 from nni_bertnas.stages.choice import Prices
 from nni_bertnas.stages.run import Run
+from nni_bertnas.stages.stage import ensure
 from nni_bertnas.stages.students import StudentMaker
 from nni_bertnas.student import COSTS
 from nni_bertnas.student.cost import count_flops, count_params
-from nni_bertnas.student.latency import OtherWork
+from nni_bertnas.student.latency import NOTHING, OtherWork
 from nni_bertnas.student.selection import Combination, combine
 
 
@@ -113,3 +115,19 @@ def test_what_is_counted_is_what_a_student_has(searched: Run) -> None:
         counted = prices.bag if choice == prices.bag.choice else combine(prices.blocks, prices.base, choice)
         assert counted.num_params == count_params(student)
         assert counted.num_flops == count_flops(maker.call(student), maker.middle)
+
+
+def test_a_student_is_chosen_and_timed_in_the_runtime_that_is_asked_for(
+    built_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OtherWork, "cores", lambda self: 0.0)
+    supernet = {"latency_runtime": "onnx", "latency_length": 16, "budget": {"min_speedup": 0.1}, "finalists": 1}
+    cell = {"strategy": "grid", "operations": ["convolution_3", "attention_4"], "epochs": 1, "depths": [1]}
+    run = tiny_run(built_copy, cell=cell, supernet=supernet)
+    all_units(run, "cell", "block")
+    result = ensure(run, "supernet", {"seed": 0})
+    assert result["latency_runtime"] == "onnx" and result["speedup"] > 0
+    tables = [json.loads(path.read_text()) for path in run.shared.glob("latency-*.json")]
+    (table,) = (one for one in tables if one["machine"]["runtime"].startswith("onnxruntime"))
+    assert all(set(row) == {"16"} for row in table["parts"].values())
+    assert NOTHING.name in table["parts"] and any(name.startswith("teacher") for name in table["parts"])

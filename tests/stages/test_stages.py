@@ -24,7 +24,7 @@ from nni_bertnas.stages.stage import check_unit, ensure, find, load, run_study, 
 from nni_bertnas.stages.students import StudentMaker
 from nni_bertnas.stages.supernet import choose as choose_students
 from nni_bertnas.student.candidates import Candidate, kind_of
-from nni_bertnas.student.latency import NOTHING, LatencyTable, OtherWork
+from nni_bertnas.student.latency import LatencyTable
 from nni_bertnas.study_files import parse_study
 from search_space.cells import spell
 from search_space.student import StudentForSequenceClassification
@@ -134,24 +134,6 @@ def test_finalists_are_within_the_budget_and_unlike_and_the_nearest_to_the_teach
     nearest = result["finalists"][errors.index(min(errors))]
     assert nearest["cells"] == [spell(one) for one in result["architecture"]] and len(set(errors)) == 3
     assert [one["score"] for one in result["finalists"]] == [combination.score for combination, _ in finalists]
-
-
-def test_a_student_is_chosen_and_timed_in_the_runtime_that_is_asked_for(
-    built_copy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(OtherWork, "cores", lambda self: 0.0)
-    supernet = {"latency_runtime": "onnx", "latency_length": 16, "budget": {"min_speedup": 0.1}, "finalists": 1}
-    cell = {"strategy": "grid", "operations": ["convolution_3", "attention_4"], "epochs": 1, "depths": [1]}
-    run = tiny_run(built_copy, cell=cell, supernet=supernet)
-    all_units(run, "cell", "block")
-    result = ensure(run, "supernet", {"seed": 0})
-    assert (
-        result["latency_runtime"] == "onnx" and 0 < result["student"]["latency_ms"] != result["teacher"]["latency_ms"]
-    )
-    tables = [json.loads(path.read_text()) for path in run.shared.glob("latency-*.json")]
-    (table,) = (one for one in tables if one["machine"]["runtime"].startswith("onnxruntime"))
-    assert all(set(row) == {"16"} for row in table["parts"].values())
-    assert NOTHING.name in table["parts"] and any(name.startswith("teacher") for name in table["parts"])
 
 
 def test_cells_of_all_depths_have_latencies_of_one_table_before_they_are_chosen_from(
