@@ -61,7 +61,8 @@ def describe(run: Run, result: Result) -> str:
     """The best candidate in one line."""
     best = read_candidates(result)[0]
     return (
-        f"score {best.score:.4f}, {best.num_params:,} parameters, {best.latency_ms:.2f} ms: {spell(best.architecture)}"
+        f"score {best.score:.4f}, {best.num_params:,} parameters, {best.latency_ms:.2f} ms in PyTorch: "
+        f"{spell(best.architecture)}"
     )
 
 
