@@ -25,7 +25,6 @@ from nni_bertnas.data.models import load_classifier
 from nni_bertnas.stages import STAGES
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure
-from nni_bertnas.stages.students import FIDELITY
 from nni_bertnas.student.cost import measure_latency_ms, model_call
 from nni_bertnas.student.runtimes import RUNTIMES
 from search_space.cells import spell
@@ -92,19 +91,22 @@ def measure(results: Results, name: str, run: Run) -> None:
 
 def row(result: dict[str, Any]) -> dict[str, Any]:
     """What is kept of one student."""
-    scores = {side: {key: value for key, value in result[side].items() if key.startswith(("dev_", "glue_dev"))}
-              for side in ("teacher", "student")}  # fmt: skip
     return {
-        **scores,
+        **{side: scores(result[side]) for side in ("teacher", "student")},
         "speedup": result["speedup"],
         "latency_ms": result["student"]["latency_ms"],
         "num_params": result["student"]["num_params"],
         "kept": result["kept"],
         "cells": [spell(one) for one in result["architecture"]],
-        "compared": {side: one[FIDELITY] for side, one in result.get("compared", {}).items()},
+        "compared": {side: scores(one) for side, one in result.get("compared", {}).items()},
         "general_seconds": result["general_seconds"],
         "seconds": result["seconds"],
     }
+
+
+def scores(side: dict[str, Any]) -> dict[str, float]:
+    """Of a model, on dev and on GLUE's dev files; of students how far from the teacher's answers, too."""
+    return {key: value for key, value in side.items() if key.startswith(("dev_", "glue_dev"))}
 
 
 def summary(found: dict[str, Any]) -> dict[str, Any]:

@@ -56,12 +56,16 @@ def test_what_a_page_names_is_there(name: str) -> None:
         assert (ROOT / path).exists(), path
 
 
-def test_the_reference_of_keys_is_fresh() -> None:
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+@pytest.mark.parametrize(
+    ("script", "written", "command"),
+    [("docs/generate.py", "studies.md", "make docs"), ("benchmarks/table.py", "README.md", "benchmarks/table.py")],
+)
+def test_what_a_script_writes_is_fresh(script: str, written: str, command: str) -> None:
+    spec = importlib.util.spec_from_file_location("script", ROOT / script)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.main() == TEXTS["studies.md"], "write it anew with: make docs"
+    assert module.main() == TEXTS[written], f"write it anew with: {command}"
 
 
 def test_the_site_has_every_page_and_the_readme_is_short() -> None:
