@@ -72,7 +72,7 @@ def _line(title: str, teacher: float, budgets: list[list[Student]]) -> list[str]
     for students in budgets:
         score, onnx, torch = (mean(column) for column in zip(*students, strict=True)) if students else (0.0, 0.0, 0.0)
         seeds = "" if len(students) == 1 else f", {len(students)} seeds"
-        cells.append(f"{100 * score:.1f} at {onnx:.0f}× ({torch:.0f}×{seeds})" if students else "")
+        cells.append(f"{100 * score:.1f} at {onnx:.0f}x ({torch:.0f}x{seeds})" if students else "")
     return [title, f"{100 * teacher:.1f}", *cells]
 
 
