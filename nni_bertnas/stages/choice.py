@@ -162,7 +162,8 @@ def choose(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]], count: in
     """The best combinations whose students, built and measured, are within the budget, no two alike.
 
     The first has the best sum of scores; the next the best of those that differ from all before in two blocks, by the
-    kinds of their operations; where there are too few, in one block.
+    kinds of their operations; where there are too few, in one block. Every second takes at most half the latency of
+    the first, where there are such: small tasks are often learnt better by fewer layers than the budget has room for.
 
     Args:
         maker: Builds students and measures.
@@ -172,31 +173,39 @@ def choose(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]], count: in
     Raises:
         PhaseError: Nothing fits; with the nearest that can be, limit by limit.
     """
-    budget, prices, table = maker.run.study.supernet.budget, Prices.measure(maker, blocks), maker.run.latencies
+    whole, prices, table = maker.run.study.supernet.budget, Prices.measure(maker, blocks), maker.run.latencies
     kinds = [[kind_of(one.architecture) for one in candidates] for candidates in blocks]
     correction = 1.0  # measured over estimated, learnt from the combinations that turned out too slow
     found: list[Chosen] = []
-    refused: list[Cut] = []
-    for least in range(min(2, len(blocks)), 0, -1):
-        while len(found) < count:
-            cuts = [*refused, *(unlike(kinds, other.choice, least) for other, _ in found)]
-            combination = prices.best(budget, cuts, correction)
-            if combination is None:
-                break
-            picked = [candidates[index] for candidates, index in zip(blocks, combination.choice, strict=True)]
-            whole = {"teacher": [maker.part(maker.teacher)], "student": [maker.part(maker.new_student(picked).fused())]}
-            measured = table.latency_ms(whole, maker.lengths)
-            if not table.quiet or measured["student"] <= prices.limits(budget).get("latency_ms", inf):
-                found.append((combination, picked))
-                continue
-            refused.append(other_than(combination.choice))
-            if any(one.depth for one in picked):
-                correction = max(correction, measured["student"] / combination.latency_ms)
-            _log.info(
-                "%s takes %.2f ms, %.2f estimated", combination.choice, measured["student"], combination.latency_ms
-            )
+
+    def add(budget: BudgetSettings, most: int) -> None:
+        nonlocal correction
+        refused: list[Cut] = []
+        for least in range(min(2, len(blocks)), 0, -1):
+            while len(found) < most:
+                cuts = [*refused, *(unlike(kinds, other.choice, least) for other, _ in found)]
+                combination = prices.best(budget, cuts, correction)
+                if combination is None:
+                    break
+                picked = [candidates[index] for candidates, index in zip(blocks, combination.choice, strict=True)]
+                student = maker.part(maker.new_student(picked).fused())
+                parts = {"teacher": [maker.part(maker.teacher)], "student": [student]}
+                measured = table.latency_ms(parts, maker.lengths)["student"]
+                if not table.quiet or measured <= prices.limits(budget).get("latency_ms", inf):
+                    found.append((combination, picked))
+                    continue
+                refused.append(other_than(combination.choice))
+                if any(one.depth for one in picked):
+                    correction = max(correction, measured / combination.latency_ms)
+                _log.info("%s takes %.2f ms, %.2f estimated", combination.choice, measured, combination.latency_ms)
+
+    add(whole, -(-count // 2))
     if not found:
-        raise PhaseError(prices.impossible(budget))
+        raise PhaseError(prices.impossible(whole))
+    if count > 1:
+        half = found[0][0].latency_ms / 2
+        add(replace(whole, max_latency_ms=min(half, whole.max_latency_ms or half)), count)
+        add(whole, count)
     return found
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,13 @@ from tiny import PRICES, all_units, tiny_run
 from nni_bertnas.cli import main
 from nni_bertnas.config import BudgetSettings, to_yaml
 from nni_bertnas.stages.cells import load_ranked
-from nni_bertnas.stages.choice import Prices
+from nni_bertnas.stages.choice import Prices, choose
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure
 from nni_bertnas.stages.students import StudentMaker
 from nni_bertnas.student import COSTS
 from nni_bertnas.student.cost import count_flops, count_params
-from nni_bertnas.student.latency import NOTHING, OtherWork
+from nni_bertnas.student.latency import NOTHING, LatencyTable, OtherWork, Part
 from nni_bertnas.student.selection import Combination, combine
 
 
@@ -115,6 +116,24 @@ def test_what_is_counted_is_what_a_student_has(searched: Run) -> None:
         counted = prices.bag if choice == prices.bag.choice else combine(prices.blocks, prices.base, choice)
         assert counted.num_params == count_params(student)
         assert counted.num_flops == count_flops(maker.call(student), maker.middle)
+
+
+def test_every_second_finalist_takes_at_most_half_the_latency_of_the_first(
+    searched: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def latency_ms(table: LatencyTable, parts: dict[str, list[Part]], lengths: list[int]) -> dict[str, float]:
+        return {name: 0.1 if name in ("base", "bag", "student") else float(len(own)) for name, own in parts.items()}
+
+    monkeypatch.setattr(LatencyTable, "latency_ms", latency_ms)
+    maker, ranked = StudentMaker(searched, 0), load_ranked(searched)
+    ranked = [[replace(one, score=0.1 * n - one.depth) for n, one in enumerate(block)] for block in ranked]
+    (first, _), *others = choose(maker, ranked, 4)
+    assert [one.latency_ms <= first.latency_ms / 2 for one, _ in others] == [False, True, True]
+    assert [one for one, _ in choose(maker, ranked, 1)] == [first]
+    (half, _), *none = choose(maker, ranked, 2)[1:]
+    assert half.latency_ms <= first.latency_ms / 2 and not none
+    everything = [one.choice for one, _ in choose(maker, ranked, 99)]
+    assert len(set(everything)) == len(everything) > 4
 
 
 def test_a_student_is_chosen_and_timed_in_the_runtime_that_is_asked_for(
