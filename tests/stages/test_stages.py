@@ -131,8 +131,9 @@ def test_finalists_are_within_the_budget_and_unlike_and_the_nearest_to_the_teach
     assert len({str(one) for one in kinds}) == len(kinds) > 3
     result = ensure(run, "supernet", {"seed": 0})
     errors = [one["dev_logit_mse"] for one in result["finalists"]]
-    nearest = result["finalists"][errors.index(min(errors))]
-    assert nearest["cells"] == [spell(one) for one in result["architecture"]] and len(set(errors)) == 3
+    near = [one for one in result["finalists"] if one["dev_logit_mse"] <= 1.02 * min(errors)]
+    taken = min(near, key=lambda one: one["latency_ms"])
+    assert taken["cells"] == [spell(one) for one in result["architecture"]] and len(set(errors)) == 3
     assert [one["score"] for one in result["finalists"]] == [combination.score for combination, _ in finalists]
 
 
