@@ -2,14 +2,15 @@
 
     python benchmarks/table.py
 
-The demo's figures are of benchmarks/results/demo.json, those of GLUE's tasks means over the seeds in
-benchmarks/results/students.json (benchmarks/students.py). The table stands between the comments that are named below.
+The demo's figures are of benchmarks/results/demo.json, those of GLUE's tasks means, ± the standard
+deviation, over the seeds in benchmarks/results/students.json (benchmarks/students.py). The table stands between the
+comments that are named below.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 _ROOT = Path(__file__).parents[1]
@@ -70,9 +71,12 @@ def _student(found: Mapping[str, Any], score: str) -> Student:
 def _line(title: str, teacher: float, budgets: list[list[Student]]) -> list[str]:
     cells = []
     for students in budgets:
-        score, onnx, torch = (mean(column) for column in zip(*students, strict=True)) if students else (0.0, 0.0, 0.0)
-        seeds = "" if len(students) == 1 else f", {len(students)} seeds"
-        cells.append(f"{100 * score:.1f} at {onnx:.0f}x ({torch:.0f}x{seeds})" if students else "")
+        if not students:
+            cells.append("")
+            continue
+        scores, onnx, torch = zip(*students, strict=True)
+        spread = f" ± {100 * stdev(scores):.1f}" if len(scores) > 1 else ""
+        cells.append(f"{100 * mean(scores):.1f}{spread} at {mean(onnx):.0f}x ({mean(torch):.0f}x)")
     return [title, f"{100 * teacher:.1f}", *cells]
 
 

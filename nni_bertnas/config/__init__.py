@@ -193,6 +193,9 @@ class SupernetSettings:
     # trained for a while, and the one goes on whose answers on dev are nearest to the teacher's, the fastest of those
     # within 2 %, as scores of single blocks say little of whole students; 1: the best by scores
     finalists: Positive = 4
+    # beside the one that goes on, the best finalist of at most half its latency is trained to its end, and the nearer
+    # of both is taken, the faster one within 2 %
+    half: bool = True
     search_epochs: Positive = 1  # of that while, each of 20,000 rows at most; also of heads and encodings in a search
     # train a student without layers, too, and take it where it is as good on dev
     bag: bool = True

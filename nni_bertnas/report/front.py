@@ -39,6 +39,11 @@ def measured_students(run: Run) -> list[Measured]:
     for _, result in searched_students(run):
         found["teacher"] = result["teacher"]
         found[f"searched, seed {result['seed']}"] = result["student"]
+        found |= {
+            f"{'; '.join(one['cells'])}, seed {result['seed']}": one
+            for one in result.get("finals", ())
+            if one["latency_ms"] != result["student"]["latency_ms"]
+        }
         if "compared" in result:
             found[f"no layers, seed {result['seed']}"] = result["compared"]["bag"]
     found |= {name: one["student"] for name, one in frontier(run)}

@@ -42,7 +42,7 @@ def show(run: Run, console: Console | Teller) -> None:
     console.print(comparison(run, result))
     for number, architecture in enumerate(result["architecture"]):
         console.print(f"block {number}: {spell(architecture)}", highlight=False)
-    if text := layers_or_none(run, result):
+    for text in filter(None, (half_or_whole(run, result), layers_or_none(run, result))):
         console.print(text, highlight=False)
     for text in collapsed_searches(run):
         console.print(text, style="yellow", highlight=False)
@@ -58,14 +58,26 @@ def layers_or_none(run: Run, result: Result) -> str:
     """In words, whether layers earned their latency; empty where nothing was compared."""
     if "compared" not in result:
         return ""
-    metric = run.task.metric
-    said = (
-        f"{name} {one[f'dev_{metric}'] * 100:.2f} % in {one['latency_ms']:.2f} ms"
-        f" ({one['dev_logit_mse']:.3f} from the teacher's answers)"
-        for name, one in (("with layers", result["compared"]["searched"]), ("without", result["compared"]["bag"]))
-    )
+    sides = {"with layers": result["compared"]["searched"], "without": result["compared"]["bag"]}
     kept = "without layers, as it is as near" if result["kept"] == "bag" else "with layers"
-    return f"dev {metric} of the student {', '.join(said)}: the one {kept} was kept"
+    return f"dev {run.task.metric} of the student {_beside(run, sides)}: the one {kept} was kept"
+
+
+def half_or_whole(run: Run, result: Result) -> str:
+    """In words, whether the slower of two finalists earned its latency; empty where one was trained alone."""
+    if "finals" not in result:
+        return ""
+    sides = {f"of {'; '.join(one['cells'])}": one for one in result["finals"]}
+    return f"dev {run.task.metric} of the finalists {_beside(run, sides)}: the nearer was taken, the faster within 2 %"
+
+
+def _beside(run: Run, sides: Mapping[str, Mapping[str, Any]]) -> str:
+    said = (
+        f"{name} {one[f'dev_{run.task.metric}'] * 100:.2f} % in {one['latency_ms']:.2f} ms"
+        f" ({one['dev_logit_mse']:.3f} from the teacher's answers)"
+        for name, one in sides.items()
+    )
+    return ", ".join(said)
 
 
 def collapsed_searches(run: Run) -> list[str]:

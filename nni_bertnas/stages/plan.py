@@ -255,10 +255,11 @@ def _one_student(run: Run, sizes: Sizes, kind: str) -> Count:
 
 
 def supernet(run: Run, sizes: Sizes) -> list[Count]:
-    """Latencies, finalists and shapes judged, the student, and the one without layers."""
+    """Latencies, finalists and shapes judged, the student, the one of half its latency, and the one without layers."""
     settings = run.study.supernet
     judged = (settings.finalists if settings.finalists > 1 else 0) + (len(run.shapes) if len(run.shapes) > 1 else 0)
-    found = _one_student(run, sizes, "student")
+    students = 2 if settings.half and settings.finalists > 1 else 1
+    found = {kind: students * count for kind, count in _one_student(run, sizes, "student").items()}
     found["student_step"] += judged * judged_steps(settings, sizes)
     found["student_start"] += judged
     found["latency_pass"] += _table_passes(sizes)

@@ -47,7 +47,9 @@ def smoke(study: Study) -> Study:
         block=dataclasses.replace(
             _at_most(study.block, epochs=1, max_rows=_CELL, candidates=2, replaced_rows=_EVAL), no_layer=bare
         ),
-        supernet=dataclasses.replace(supernet, budget=budget, bag=supernet.bag and not study.baseline.students),
+        supernet=dataclasses.replace(
+            supernet, budget=budget, bag=supernet.bag and not study.baseline.students, half=False
+        ),
         baseline=dataclasses.replace(study.baseline, students=dict.fromkeys(study.baseline.students, 1)),
         tracking=TrackingSettings(),
     )

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from nni_bertnas.artifacts import fingerprint
 from nni_bertnas.config import StudentSettings, to_dict
@@ -24,6 +25,7 @@ from search_space.cells import spell
 
 SEARCHED = "searched"
 BAG = "bag"
+HALF = "half"
 _EQUAL = 1.02  # times the least error: no more than seeds differ by
 _log = logging.getLogger(__name__)
 
@@ -52,21 +54,53 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
 
         made["shapes"] = search_shapes(run.shapes, config, judge, inner)
         maker.shape = max(run.shapes, key=lambda shape: made["shapes"][shape_name(shape)])
-    chosen, candidates = _final(maker, _choose(maker, blocks, run.study.supernet.finalists), made, tracker)
-    result = maker.train(candidates, SEARCHED, folder / SEARCHED, tracker)
-    kept = SEARCHED
+    trained, finalists = folder / "all", _choose(maker, blocks, run.study.supernet.finalists)
+    last = [finalists[number] for number in _judged(maker, finalists, made, tracker)]
+    students = [
+        maker.train(candidates, SEARCHED, trained / str(number), tracker.part(HALF) if number else tracker)
+        for number, (_, candidates) in enumerate(last)
+    ]
+    taken = nearest([(one[FIDELITY], one["student"]["latency_ms"]) for one in students])
+    if len(students) > 1:
+        made["finals"] = [{**_cells(pair[1]), **_side(one)} for pair, one in zip(last, students, strict=True)]
+    (chosen, candidates), result, kept, place = last[taken], students[taken], SEARCHED, trained / str(taken)
     if run.study.supernet.bag and run.shape.static_path and any(one.depth for one in candidates):
         width = run.train.hidden_size, run.study.student.hidden_size
-        bag = maker.train([no_layer().fresh(*width) for _ in blocks], BAG, folder / BAG, tracker.part(BAG))
-        both = {SEARCHED: result, BAG: bag}
-        sides = {name: {**one["student"], FIDELITY: one[FIDELITY]} for name, one in both.items()}
+        bag = maker.train([no_layer().fresh(*width) for _ in blocks], BAG, trained / BAG, tracker.part(BAG))
+        sides = {SEARCHED: _side(result), BAG: _side(bag)}
         if bag[FIDELITY] <= result[FIDELITY]:  # layers have to earn their latency
-            kept, result = BAG, bag
+            kept, result, place = BAG, bag, trained / BAG
         result = {**result, "student_kind": SEARCHED, "compared": sides}
-    (folder / kept / STUDENT).rename(folder / STUDENT)
-    for name in (SEARCHED, BAG):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    (place / STUDENT).rename(folder / STUDENT)
+    shutil.rmtree(trained)
     return {"selection": asdict(chosen), "kept": kept, **made, **result}
+
+
+def nearest(students: Sequence[tuple[float, float]]) -> int:
+    """Which of some students to take, given their errors and latencies: the fastest within 2 % of the least error."""
+    least = min(error for error, _ in students)
+    near = [number for number, (error, _) in enumerate(students) if error <= _EQUAL * least]
+    return min(near, key=lambda number: students[number][1])
+
+
+def finals(finalists: Sequence[tuple[float, float]]) -> list[int]:
+    """Which of some finalists to train to their end, given their errors after a short training, and latencies.
+
+    The nearest; and of those that take at most half its latency, where there are any, the nearest, as those that learn
+    fast are not those that come nearest in the end.
+    """
+    first = nearest(finalists)
+    half = [n for n, (error, ms) in enumerate(finalists) if ms <= finalists[first][1] / 2 and math.isfinite(error)]
+    return [first, half[nearest([finalists[number] for number in half])]] if half else [first]
+
+
+def _cells(candidates: Sequence[Candidate]) -> dict[str, list[str]]:
+    return {"cells": [spell(one.architecture) for one in candidates]}
+
+
+def _side(result: Result) -> dict[str, Any]:
+    """What is kept of a student beside another: scores, costs, and how near it comes to the teacher."""
+    return {**result["student"], FIDELITY: result[FIDELITY]}
 
 
 def _choose(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]], count: int) -> list[Chosen]:
@@ -76,8 +110,8 @@ def _choose(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]], count: i
     return [(one, [of_block[n] for of_block, n in zip(blocks, one.choice, strict=True)]) for one in found]
 
 
-def _final(maker: StudentMaker, finalists: Sequence[Chosen], made: Result, tracker: Tracker) -> Chosen:
-    """The one of the finalists that comes nearest to the teacher after a short training; the fastest of equally near.
+def _judged(maker: StudentMaker, finalists: Sequence[Chosen], made: Result, tracker: Tracker) -> list[int]:
+    """Which finalists are trained to their end, after a short training of each.
 
     Args:
         maker: Of students.
@@ -86,7 +120,7 @@ def _final(maker: StudentMaker, finalists: Sequence[Chosen], made: Result, track
         tracker: Takes the metrics of every epoch.
     """
     if len(finalists) == 1:
-        return finalists[0]
+        return [0]
     errors = [
         _error(maker, candidates, tracker.part(f"finalist{number}")) for number, (_, candidates) in enumerate(finalists)
     ]
@@ -94,15 +128,16 @@ def _final(maker: StudentMaker, finalists: Sequence[Chosen], made: Result, track
         raise PhaseError("no finalist could be trained; see the log and lower supernet.learning_rate")
     made["finalists"] = [
         {
-            "cells": [spell(one.architecture) for one in candidates],
+            **_cells(candidates),
             "score": combination.score,
             "latency_ms": combination.latency_ms,
             FIDELITY: error if math.isfinite(error) else None,
         }
         for (combination, candidates), error in zip(finalists, errors, strict=True)
     ]
-    near = [one for one, error in zip(finalists, errors, strict=True) if error <= _EQUAL * min(errors)]
-    return min(near, key=lambda one: one[0].latency_ms)
+    chosen = finals([(error, one.latency_ms) for error, (one, _) in zip(errors, finalists, strict=True)])
+    bare = [not any(one.depth for one in finalists[number][1]) for number in chosen]  # a bag is trained beside anyway
+    return chosen if maker.run.study.supernet.half and not bare[-1] else chosen[:1]
 
 
 def _error(maker: StudentMaker, candidates: Sequence[Candidate], tracker: Tracker) -> float:

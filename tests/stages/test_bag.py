@@ -8,10 +8,12 @@ from tiny import all_units, tiny_run
 
 from nni_bertnas.data.models import load_classifier
 from nni_bertnas.errors import ConfigError
-from nni_bertnas.report.results import layers_or_none
+from nni_bertnas.report.front import measured_students
+from nni_bertnas.report.results import half_or_whole, layers_or_none
 from nni_bertnas.stages.block import STAGE as BLOCK
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure
+from nni_bertnas.stages.supernet import nearest
 
 SEED = {"seed": 0}
 
@@ -58,14 +60,22 @@ def test_a_student_without_layers_learns_and_loads(bag: Run) -> None:
 
 
 @pytest.mark.slow
-def test_layers_are_taken_where_they_are_better_than_none(built_copy: Path) -> None:
+def test_layers_are_taken_where_they_are_better_than_fewer_and_none(
+    built_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tiny_run(
         built_copy,
-        cell={"strategy": "random", "operations": ["convolution_3", "convolution_5"], "epochs": 1},
-        supernet={"bag": True},
+        cell={"strategy": "grid", "operations": ["convolution_3", "max_pool_3"], "epochs": 1},
+        supernet={"bag": True, "finalists": 2},
     )
+    monkeypatch.setattr("nni_bertnas.stages.supernet.finals", lambda finalists: [1, 0])
     all_units(run, "cell", "block", "supernet")
     result = run.read("supernet", SEED)
+    assert [one["cells"] for one in result["finals"]] == [result["finalists"][number]["cells"] for number in (1, 0)]
+    taken = result["finals"][nearest([(one["dev_logit_mse"], one["latency_ms"]) for one in result["finals"]])]
+    assert {**taken, "cells": 0} == {**result["compared"]["searched"], "cells": 0}
+    assert "; ".join(taken["cells"]) in half_or_whole(run, result)
+    assert len(measured_students(run)) == 4  # the teacher, both, and the one without layers
     errors = {name: one["dev_logit_mse"] for name, one in result["compared"].items()}
     better = "searched" if errors["searched"] < errors["bag"] else "bag"
     assert result["kept"] == better and result["dev_logit_mse"] == errors[better]

@@ -16,6 +16,7 @@ from nni_bertnas.stages.choice import Prices, choose
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure
 from nni_bertnas.stages.students import StudentMaker
+from nni_bertnas.stages.supernet import finals, nearest
 from nni_bertnas.student import COSTS
 from nni_bertnas.student.cost import count_flops, count_params
 from nni_bertnas.student.latency import NOTHING, LatencyTable, OtherWork, Part
@@ -48,6 +49,23 @@ def test_what_cannot_be_names_the_nearest() -> None:
     assert PRICES.best(budget) is None
     said = PRICES.impossible(budget)
     assert "at most 40 parameters are wanted, 45 is the least" in said and "12.00 ms" in said
+
+
+@pytest.mark.parametrize(
+    ("students", "last"),
+    [
+        ([(0.5, 4.0)], [0]),
+        ([(0.5, 4.0), (0.4, 3.9), (0.7, 2.0), (0.6, 1.9)], [1, 3]),  # 2.0 is more than half of 3.9
+        ([(0.5, 4.0), (0.4, 3.9), (0.605, 1.9), (0.6, 1.95)], [1, 2]),  # within 2 %: the faster
+        ([(0.5, 4.0), (0.9, 3.9), (0.4, 2.0), (0.6, 1.9)], [2]),
+        ([(0.5, 4.0), (0.4, 3.9), (float("inf"), 2.0), (float("inf"), 1.9)], [1]),
+        ([(0.4, 4.0), (0.405, 3.9), (0.7, 2.0)], [1]),
+    ],
+)
+def test_the_nearest_finalist_and_the_nearest_of_half_its_latency_are_trained(
+    students: list[tuple[float, float]], last: list[int]
+) -> None:
+    assert finals(students) == last and nearest(students) == last[0]
 
 
 @pytest.mark.parametrize("cost", COSTS)

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from nni_bertnas.machine import Span, best_device
 from nni_bertnas.report.plan import show_plan
 from nni_bertnas.stages import STAGES
 from nni_bertnas.stages.pace import Pace
-from nni_bertnas.stages.plan import COUNTS, Sizes, make_plan, wall_seconds
+from nni_bertnas.stages.plan import COUNTS, Sizes, make_plan, student_steps, wall_seconds
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure, load
 from nni_bertnas.store.layout import ARRAYS
@@ -58,11 +59,16 @@ def test_steps_and_bytes_are_those_that_are_made(tmp_path: Path, monkeypatch: py
         block={"max_rows": 70, "batch_size": 8, "no_layer": True},
         features={"max_gigabytes": 3e-4} if partly else {},
         transfer={"files": [str(texts)]},
-        supernet={"finalists": 2, "bag": True, "last_epochs": 1, "batch_size": 7, "epochs": 2},
+        supernet={"finalists": 2, "half": False, "bag": True, "last_epochs": 1, "batch_size": 7, "epochs": 2},
     )
     sizes = Sizes(run)
     counts = {name: COUNTS[name](run, sizes) for name in STAGES if name in COUNTS}
     assert sizes.stored.all() != partly
+    one, two = (
+        steps_of(COUNTS["supernet"](Run(replace(run.study, supernet=settings)), sizes), "student_step")
+        for settings in (run.study.supernet, replace(run.study.supernet, half=True))
+    )
+    assert two - one == student_steps(run, sizes, "student")
     kinds = {"teacher": "_FineTuning", "cell": "_Together", "block": "_Beside", "supernet": "StudentDistillation"}
     for name, kind in kinds.items():
         with counted(monkeypatch) as made:

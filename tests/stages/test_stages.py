@@ -23,6 +23,7 @@ from nni_bertnas.stages.run import Run, unit_name
 from nni_bertnas.stages.stage import check_unit, ensure, find, load, run_study, stage_fingerprint, trials_at_once
 from nni_bertnas.stages.students import StudentMaker
 from nni_bertnas.stages.supernet import choose as choose_students
+from nni_bertnas.stages.supernet import finals, nearest
 from nni_bertnas.student.candidates import Candidate, kind_of
 from nni_bertnas.student.latency import LatencyTable
 from nni_bertnas.study_files import parse_study
@@ -131,9 +132,13 @@ def test_finalists_are_within_the_budget_and_unlike_and_the_nearest_to_the_teach
     assert len({str(one) for one in kinds}) == len(kinds) > 3
     result = ensure(run, "supernet", {"seed": 0})
     errors = [one["dev_logit_mse"] for one in result["finalists"]]
-    near = [one for one in result["finalists"] if one["dev_logit_mse"] <= 1.02 * min(errors)]
-    taken = min(near, key=lambda one: one["latency_ms"])
+    last = finals([(one["dev_logit_mse"], one["latency_ms"]) for one in result["finalists"]])
+    last = [n for n in last if n == last[0] or {*result["finalists"][n]["cells"]} != {"no layer"}]
+    trained = result.get("finals", [result["finalists"][last[0]] | {"dev_logit_mse": result["dev_logit_mse"]}])
+    assert [one["cells"] for one in trained] == [result["finalists"][number]["cells"] for number in last]
+    taken = trained[nearest([(one["dev_logit_mse"], one["latency_ms"]) for one in trained])]
     assert taken["cells"] == [spell(one) for one in result["architecture"]] and len(set(errors)) == 3
+    assert taken["dev_logit_mse"] == result["dev_logit_mse"]
     assert [one["score"] for one in result["finalists"]] == [combination.score for combination, _ in finalists]
 
 
