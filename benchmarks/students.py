@@ -98,6 +98,7 @@ def row(result: dict[str, Any]) -> dict[str, Any]:
         "num_params": result["student"]["num_params"],
         "kept": result["kept"],
         "cells": [spell(one) for one in result["architecture"]],
+        "finals": [{"cells": one["cells"], **scores(one)} for one in result.get("finals", ())],
         "compared": {side: scores(one) for side, one in result.get("compared", {}).items()},
         "general_seconds": result["general_seconds"],
         "seconds": result["seconds"],
