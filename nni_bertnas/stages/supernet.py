@@ -3,6 +3,7 @@
 import logging
 import math
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -42,7 +43,7 @@ def _fingerprint(run: Run, unit: Unit) -> str:
 
 
 def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
-    maker = StudentMaker(run, unit["seed"])
+    start, maker = time.perf_counter(), StudentMaker(run, unit["seed"])
     blocks = load_ranked(run)
     made: Result = {}
     if len(run.shapes) > 1:
@@ -63,7 +64,8 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     taken = nearest([(one[FIDELITY], one["student"]["latency_ms"]) for one in students])
     if len(students) > 1:
         made["finals"] = [{**_cells(pair[1]), **_side(one)} for pair, one in zip(last, students, strict=True)]
-    (chosen, candidates), result, kept, place = last[taken], students[taken], SEARCHED, trained / str(taken)
+    (chosen, candidates), result, place = last[taken], students[taken], trained / str(taken)
+    kept = HALF if taken else SEARCHED
     if run.study.supernet.bag and run.shape.static_path and any(one.depth for one in candidates):
         width = run.train.hidden_size, run.study.student.hidden_size
         bag = maker.train([no_layer().fresh(*width) for _ in blocks], BAG, trained / BAG, tracker.part(BAG))
@@ -73,7 +75,7 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
         result = {**result, "student_kind": SEARCHED, "compared": sides}
     (place / STUDENT).rename(folder / STUDENT)
     shutil.rmtree(trained)
-    return {"selection": asdict(chosen), "kept": kept, **made, **result}
+    return {"selection": asdict(chosen), "kept": kept, **made, **result, "seconds": time.perf_counter() - start}
 
 
 def nearest(students: Sequence[tuple[float, float]]) -> int:

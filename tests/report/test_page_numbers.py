@@ -166,6 +166,19 @@ def test_what_is_no_markup_is_escaped() -> None:
     assert figures(-1234.5, 1) == "\N{MINUS SIGN}1,234.5" and figures(2, 0, sign=True) == "+2"
 
 
+def test_the_epochs_of_what_was_kept_stand_for_the_unit(tmp_path: Path) -> None:
+    (tmp_path / "history").mkdir()
+    records = [
+        {"epoch": 0, "seconds": 9.0, "train_loss": 2.0},
+        {"epoch": 0, "seconds": 19.0, "half/train_loss": 1.0, "half/general/loss": 3.0},
+        {"epoch": 0, "seconds": 29.0, "bag/train_loss": 4.0},
+    ]
+    (tmp_path / "history" / "supernet-seed0.jsonl").write_text("\n".join(map(json.dumps, records)))
+    for kept, loss in (({}, 2.0), ({"supernet-seed0": "half"}, 1.0), ({"supernet-seed0": "bag"}, 4.0)):
+        (history,) = read_histories(tmp_path, kept)
+        assert history.curve("train_loss") == [[(1, loss)]] and history.keys == ["epoch", "seconds", "train_loss"]
+
+
 def test_a_history_falls_into_trainings(tmp_path: Path) -> None:
     records = [
         {"epoch": epoch, "train_loss": loss, "probability/layer_0/a": share, "probability/layer_0/b/c": 1 - share}

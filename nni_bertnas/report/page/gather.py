@@ -16,6 +16,8 @@ from nni_bertnas.report.page.predictions import Predictions, predict_splits
 from nni_bertnas.report.results import best_student, collapsed_searches
 from nni_bertnas.stages.run import Result, Run
 from nni_bertnas.stages.students import STUDENT
+from nni_bertnas.stages.supernet import SEARCHED
+from nni_bertnas.tracking.histories import record_name
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -123,7 +125,14 @@ def gather(run: Run) -> Page:
         front=front,
         front_note=front_note,
         space=run.study.cell.space,
-        histories=read_histories(run.root),
+        histories=read_histories(
+            run.root,
+            {
+                record_name("supernet", name): one["kept"]
+                for name, (_, one) in run.results("supernet").items()
+                if one.get("kept", SEARCHED) != SEARCHED
+            },
+        ),
         rankings=sorted((result for _, result in run.results("block").values()), key=lambda one: one["block"]),
         cells={name: result for name, (_, result) in run.results("cell").items()},
         predictions=predictions,

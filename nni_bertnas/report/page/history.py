@@ -57,22 +57,33 @@ class History:
         return found
 
 
-def read_histories(root: Path) -> list[History]:
+def read_histories(root: Path, kept: Mapping[str, str] | None = None) -> list[History]:
     """All that lie in a study's folder, in the order of its stages.
 
     Of a unit that trains others inside, such as finalists, the epochs of these parts are left out.
 
     Args:
         root: The study's folder.
+        kept: By a record's name the part of the unit that was kept instead, whose epochs stand for it.
     """
     order, found = list(STAGES), []
     for path in (root / HISTORY).glob("*.jsonl"):
         stage, _, unit = path.stem.partition("-")
         records = [_numbers(one) for one in read_history(root / HISTORY, path.stem)]
+        if part := (kept or {}).get(path.stem):
+            records = [_of(part, one) for one in records]
         records = [one for one in records if "epoch" in one and any("/" not in key for key in one.keys() - _ALWAYS)]
         if records and stage in order:
             found.append(History(stage, unit, records))
     return sorted(found, key=lambda one: (order.index(one.stage), one.unit))
+
+
+def _of(part: str, record: Record) -> Record:
+    """What an epoch said of a part alone."""
+    before = f"{part}/"
+    return {
+        key.removeprefix(before): value for key, value in record.items() if key in _ALWAYS or key.startswith(before)
+    }
 
 
 def _numbers(record: Mapping[str, object]) -> Record:
