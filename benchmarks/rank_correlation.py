@@ -160,9 +160,9 @@ def summary(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
                 predicted = np.array([better * one[name] for one in rows])
                 figures[f"{task}, {name} with {measure}"] = tau(predicted, good)
         if rows:
-            figures[f"{task}, dev with glue_dev"] = tau(
-                np.array([one["dev"] for one in rows]), np.array([one["glue_dev"] for one in rows])
-            )
+            glue_dev = np.array([one["glue_dev"] for one in rows])
+            for name, sign in (("dev", 1), (FIDELITY, -1)):
+                figures[f"{task}, {name} with glue_dev"] = tau(np.array([sign * one[name] for one in rows]), glue_dev)
     return figures
 
 
