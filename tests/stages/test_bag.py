@@ -9,6 +9,7 @@ from tiny import all_units, tiny_run
 from nni_bertnas.data.models import load_classifier
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.report.front import measured_students
+from nni_bertnas.report.page.models import trained_models
 from nni_bertnas.report.results import half_or_whole, layers_or_none
 from nni_bertnas.stages.block import STAGE as BLOCK
 from nni_bertnas.stages.run import Run
@@ -76,6 +77,9 @@ def test_layers_are_taken_where_they_are_better_than_fewer_and_none(
     assert {**taken, "cells": 0} == {**result["compared"]["searched"], "cells": 0}
     assert "; ".join(taken["cells"]) in half_or_whole(run, result)
     assert len(measured_students(run)) == 4  # the teacher, both, and the one without layers
+    models = {one.name: one for one in trained_models(run)}
+    (other,) = (one for one in result["finals"] if one is not taken)
+    assert len(models) == 4 and models["other finalist, seed 0"].side == other
     errors = {name: one["dev_logit_mse"] for name, one in result["compared"].items()}
     searched = "half" if taken is result["finals"][1] else "searched"
     better = "searched" if errors["searched"] < errors["bag"] else "bag"

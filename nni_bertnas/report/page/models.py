@@ -41,7 +41,7 @@ class Model:
 
 
 def trained_models(run: Run) -> list[Model]:
-    """The teacher, every searched student with the one that it was compared to, students along the front, baselines."""
+    """The teacher, every searched student with those that it was compared to, students along the front, baselines."""
     found: list[Model] = []
     for _, result in searched_students(run):
         if not found:
@@ -50,10 +50,16 @@ def trained_models(run: Run) -> list[Model]:
         if not kept_bag:
             found.append(_student(f"searched, {seed}", SEARCHED, result))
         else:
-            found.append(_beside(f"kept, without layers, {seed}", SEARCHED, result, BAG))
+            found.append(_beside(f"kept, without layers, {seed}", SEARCHED, result["teacher"], result["compared"][BAG]))
+        searched = result["compared"][SEARCHED] if "compared" in result else result["student"]
+        found += [
+            _beside(f"other finalist, {seed}", "front", result["teacher"], one)
+            for one in result.get("finals", ())
+            if one["latency_ms"] != searched["latency_ms"]
+        ]
         if "compared" in result:
-            other = SEARCHED if kept_bag else BAG
-            found.append(_beside(f"{'with' if kept_bag else 'without'} layers, {seed}", BAG, result, other))
+            name, other = ("with", SEARCHED) if kept_bag else ("without", BAG)
+            found.append(_beside(f"{name} layers, {seed}", BAG, result["teacher"], result["compared"][other]))
     found += [_student(name, "front", result) for name, result in frontier(run)]
     for seed_number, students in compared_students(run).items():
         found += [
@@ -72,9 +78,8 @@ def _student(name: str, kind: str, result: Result) -> Model:
     )  # fmt: skip
 
 
-def _beside(name: str, kind: str, result: Result, which: str) -> Model:
-    side = result["compared"][which]
-    return Model(name=name, kind=kind, side=side, speedup=result["teacher"]["latency_ms"] / side["latency_ms"])
+def _beside(name: str, kind: str, teacher: Mapping[str, Any], side: Mapping[str, Any]) -> Model:
+    return Model(name=name, kind=kind, side=side, speedup=teacher["latency_ms"] / side["latency_ms"])
 
 
 class _Known(LatencyTable):
