@@ -108,6 +108,7 @@ def test_a_column_of_several_kinds_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.long
 def test_the_notebook_runs(tmp_path: Path) -> None:
     notebook = nbformat.read(NOTEBOOK, 4)
     assert NOTEBOOK.stat().st_size < 20_000
