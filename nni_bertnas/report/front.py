@@ -7,7 +7,7 @@ from typing import Any
 
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.report.drawing import ENDINGS
-from nni_bertnas.report.results import compared_students, searched_students
+from nni_bertnas.report.results import compared_students, other_finals, searched_students
 from nni_bertnas.report.trained import frontier
 from nni_bertnas.stages.choice import Prices
 from nni_bertnas.stages.run import Run
@@ -39,11 +39,7 @@ def measured_students(run: Run) -> list[Measured]:
     for _, result in searched_students(run):
         found["teacher"] = result["teacher"]
         found[f"searched, seed {result['seed']}"] = result["student"]
-        found |= {
-            f"{'; '.join(one['cells'])}, seed {result['seed']}": one
-            for one in result.get("finals", ())
-            if one["latency_ms"] != result["student"]["latency_ms"]
-        }
+        found |= {f"other finalist, seed {result['seed']}": one for one in other_finals(result)}
         if "compared" in result:
             found[f"no layers, seed {result['seed']}"] = result["compared"]["bag"]
     found |= {name: one["student"] for name, one in frontier(run)}

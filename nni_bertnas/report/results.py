@@ -71,6 +71,12 @@ def half_or_whole(run: Run, result: Result) -> str:
     return f"dev {run.task.metric} of the finalists {_beside(run, sides)}: the nearer was taken, the faster within 2 %"
 
 
+def other_finals(result: Result) -> list[Mapping[str, Any]]:
+    """What is kept of the finalist that was trained to its end beside the searched student; empty where none was."""
+    searched = result["compared"][SEARCHED] if "compared" in result else result["student"]
+    return [one for one in result.get("finals", ()) if one["latency_ms"] != searched["latency_ms"]]
+
+
 def _beside(run: Run, sides: Mapping[str, Mapping[str, Any]]) -> str:
     said = (
         f"{name} {one[f'dev_{run.task.metric}'] * 100:.2f} % in {one['latency_ms']:.2f} ms"

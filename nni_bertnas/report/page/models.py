@@ -7,7 +7,7 @@ from typing import Any
 from nni_bertnas.artifacts import fingerprint
 from nni_bertnas.errors import BertnasError, PhaseError
 from nni_bertnas.report.page.kept import kept
-from nni_bertnas.report.results import compared_students, searched_students
+from nni_bertnas.report.results import compared_students, other_finals, searched_students
 from nni_bertnas.report.trained import frontier
 from nni_bertnas.stages.cells import load_ranked, read_rankings
 from nni_bertnas.stages.choice import Prices
@@ -51,12 +51,7 @@ def trained_models(run: Run) -> list[Model]:
             found.append(_student(f"searched, {seed}", SEARCHED, result))
         else:
             found.append(_beside(f"kept, without layers, {seed}", SEARCHED, result["teacher"], result["compared"][BAG]))
-        searched = result["compared"][SEARCHED] if "compared" in result else result["student"]
-        found += [
-            _beside(f"other finalist, {seed}", "front", result["teacher"], one)
-            for one in result.get("finals", ())
-            if one["latency_ms"] != searched["latency_ms"]
-        ]
+        found += [_beside(f"other finalist, {seed}", "front", result["teacher"], one) for one in other_finals(result)]
         if "compared" in result:
             name, other = ("with", SEARCHED) if kept_bag else ("without", BAG)
             found.append(_beside(f"{name} layers, {seed}", BAG, result["teacher"], result["compared"][other]))
