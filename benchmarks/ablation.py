@@ -2,10 +2,11 @@
 
     python benchmarks/ablation.py --glue GLUE_FOLDER [--tasks stsb mrpc cola] [--seeds 0] [--parts full "no pairs"]
 
-The architecture is the one that the task's study chose (benchmarks/students.py, budget of ten times the teacher's
-speed; made where it is missing). Its cells are trained anew for every part that touches them, with the settings of the
-study. Scores are on GLUE's dev files (glue_dev). What is finished is reused. Raw results go to
-benchmarks/results/ablation.json; the last line is one JSON object. About three minutes per part and seed on two cores.
+The architecture is the one that the task's study chose under a budget of ten times the teacher's speed (its row in
+benchmarks/results/students.json, of benchmarks/students.py). Its cells are trained from fresh weights with the settings
+of the study, and anew for every part that touches them. Scores are on GLUE's dev files (glue_dev). What is finished is
+reused. Raw results go to benchmarks/results/ablation.json; the last line is one JSON object. About three minutes per
+part and seed on two cores.
 """
 
 import dataclasses
@@ -19,12 +20,13 @@ from typing import Any
 
 from common import RESULTS, Results, change, finish, glue_study, make_stages, options_parser, start
 
-from nni_bertnas.config import BudgetSettings, Study
+from nni_bertnas.artifacts import fingerprint
+from nni_bertnas.config import Study, to_dict
 from nni_bertnas.stages.baselines import train_cells
 from nni_bertnas.stages.cells import load_ranked
 from nni_bertnas.stages.run import Run
-from nni_bertnas.stages.stage import ensure, stage_fingerprint
-from nni_bertnas.stages.students import StudentMaker
+from nni_bertnas.stages.stage import stage_fingerprint
+from nni_bertnas.stages.students import FIDELITY, StudentMaker
 from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.tracking.tracker import Tracker
 from search_space.cells import spell
@@ -41,8 +43,9 @@ def main() -> None:
     start(arguments.threads)
     results = Results(RESULTS / "ablation.json")
     for name in arguments.tasks:
+        cells: dict[str, list[Candidate]] = {}
         study = glue_study(name, arguments.glue)
-        chosen = architecture(study)
+        chosen = architecture(name, study)
         layered = any(one.depth for one in chosen)
         for part, sections in parts(Run(study), layered).items():
             if arguments.parts and part not in arguments.parts:
@@ -50,17 +53,19 @@ def main() -> None:
             for seed in arguments.seeds:
                 key = f"{name} / {part} / {seed}"
                 if key not in results:
-                    results[key] = row(changed(study, part, sections), chosen, seed)
+                    results[key] = row(changed(study, part, sections), chosen, seed, cells)
                 print(key, results.data[key], flush=True)
     finish(summary(results.data))
 
 
-def architecture(study: Study) -> list[Candidate]:
+def architecture(name: str, study: Study) -> list[Candidate]:
     """What the study chose under a budget of ten times the teacher's speed."""
-    run = Run(change(study, supernet={"budget": BudgetSettings(min_speedup=10.0)}))
-    make_stages(run, "teacher", "features", "general", "cell", "block", "pairs", "corrupt")
-    choice = ensure(run, "supernet", {"seed": study.seed})["selection"]["choice"]
-    return [candidates[index] for candidates, index in zip(load_ranked(run), choice, strict=True)]
+    make_stages(Run(study), "teacher", "features", "general", "cell", "block", "pairs", "corrupt")
+    chosen = Results(RESULTS / "students.json").data[f"{name} 10 {study.seed}"]["cells"]
+    return [
+        next(one for one in candidates if spell(one.architecture) == cells)
+        for candidates, cells in zip(load_ranked(Run(study)), chosen, strict=True)
+    ]
 
 
 def parts(run: Run, layered: bool) -> dict[str, dict[str, Any]]:
@@ -115,20 +120,27 @@ def changed(study: Study, part: str, sections: Mapping[str, Any]) -> Run:
     return run
 
 
-def row(run: Run, chosen: Sequence[Candidate], seed: int) -> dict[str, Any]:
-    """What is kept of one student."""
+def row(run: Run, chosen: Sequence[Candidate], seed: int, known: dict[str, list[Candidate]]) -> dict[str, Any]:
+    """What is kept of one student; its cells are those that are known to be trained so, or become known."""
     before = time.perf_counter()
     make_stages(run, "teacher", "features", *_ROWS)
     made = time.perf_counter()
     sizes = run.train.hidden_size, run.study.student.hidden_size
-    layered = any(one.depth for one in chosen)
-    cells = train_cells(run, chosen) if layered else [one.fresh(*sizes) for one in chosen]
+    study = run.study
+    touched = fingerprint(
+        stage_fingerprint(run, "features"), to_dict(study.cell), to_dict(study.block), study.general.cells
+    )
+    if touched not in known:
+        layered = any(one.depth for one in chosen)
+        known[touched] = train_cells(run, chosen) if layered else [one.fresh(*sizes) for one in chosen]
+    cells = known[touched]
     trained = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         result = StudentMaker(run, seed).train(cells, "ablation", Path(folder), Tracker())
     scores = {name: value for name, value in result["student"].items() if name.startswith(("dev_", "glue_dev"))}
     return {
         **scores,
+        FIDELITY: result[FIDELITY],
         "cells": [spell(one.architecture) for one in chosen],
         "rows_seconds": made - before,
         "cells_seconds": trained - made,

@@ -1,20 +1,26 @@
-"""What waiting threads cost: a student's training step alone, and beside another torch process, by how OpenMP waits.
+"""What waiting threads cost, alone and beside another torch process, by how OpenMP waits: a step, or a whole phase.
 
-    python benchmarks/threads.py [--steps 200]
+    python benchmarks/threads.py [--steps 200 | --phase experiment_configs/studies/demo.yml] [--turns 3]
 
 Every setting is measured in processes of its own, in turns; raw results go to benchmarks/results/threads.json, the last
-line is one JSON object: median milliseconds a step. Four minutes on two cores.
+line is one JSON object: median milliseconds of a student's training step, or seconds of the study's block phase, whose
+cells are made first. Four minutes on two cores; a phase takes a minute or more each time.
 """
 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-from common import RESULTS, Results, finish
+from common import RESULTS, Results, finish, make_stages
+
+from nni_bertnas.stages.run import Run
+from nni_bertnas.study_files import load_study
 
 SETTINGS: dict[str, dict[str, str]] = {
     "default": {"GOMP_SPINCOUNT": ""},
@@ -22,7 +28,6 @@ SETTINGS: dict[str, dict[str, str]] = {
     "spin 10000": {"GOMP_SPINCOUNT": "10000"},
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
-_TURNS = 3
 _BURN = "import torch; x = torch.randn(700, 700)\nwhile True: x = (x @ x).tanh()"
 
 
@@ -49,12 +54,23 @@ def measure(steps: int) -> float:
     return statistics.median(taken[steps // 10 :])
 
 
-def run(setting: dict[str, str], steps: int, beside: bool) -> float:
-    """The same in a process of its own, beside a busy one where asked for, which waits as torch does by default."""
+def phase(study: Path) -> float:
+    """Seconds of the block phase, made anew, in this process."""
+    run = Run(load_study(study))
+    make_stages(run, "teacher", "features", "cell")
+    for block in range(run.num_blocks):
+        shutil.rmtree(run.folder("block", {"block": block}), ignore_errors=True)
+    start = time.perf_counter()
+    make_stages(run, "block")
+    return time.perf_counter() - start
+
+
+def run(setting: dict[str, str], what: list[str], beside: bool) -> float:
+    """What is measured, in its own process, beside a busy one where asked for, which waits as torch does by default."""
     clean = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     other = subprocess.Popen([sys.executable, "-c", _BURN], env=clean) if beside else None
     try:
-        command = [sys.executable, __file__, "--measure", "--steps", str(steps)]
+        command = [sys.executable, __file__, "--measure", *what]
         wanted = {name: value for name, value in setting.items() if value}
         done = subprocess.run(command, env=clean | wanted, capture_output=True, text=True, check=True)
     finally:
@@ -68,19 +84,23 @@ def main() -> None:
     """Measure every setting in turns, write the results, print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--phase", type=Path, metavar="STUDY", help="measure the block phase of this study instead")
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        finish(measure(arguments.steps))
+        finish(phase(arguments.phase) if arguments.phase else measure(arguments.steps))
         return
+    what = ["--phase", str(arguments.phase)] if arguments.phase else ["--steps", str(arguments.steps)]
+    unit = "seconds" if arguments.phase else "milliseconds"
     found: dict[str, dict[str, list[float]]] = {name: {"alone": [], "beside": []} for name in SETTINGS}
-    for _ in range(_TURNS):
+    for _ in range(arguments.turns):
         for name, setting in SETTINGS.items():
             for kind, values in found[name].items():
-                values.append(run(setting, arguments.steps, kind == "beside"))
-                print(name, kind, f"{values[-1]:.1f} ms", flush=True)
+                values.append(run(setting, what, kind == "beside"))
+                print(name, kind, f"{values[-1]:.1f} {unit}", flush=True)
     results = Results(RESULTS / "threads.json")
-    results["milliseconds"] = found
+    results[unit] = found
     finish({name: {kind: round(statistics.median(v), 1) for kind, v in one.items()} for name, one in found.items()})
 
 
