@@ -15,7 +15,7 @@ from nni_bertnas.stages.students import StudentMaker
 from nni_bertnas.student.build import new_student
 from nni_bertnas.student.candidates import Candidate, kind_of, no_layer
 from nni_bertnas.student.cost import cell_call, count_flops, count_params
-from nni_bertnas.student.latency import GRID, LatencyTable, Part, cell_parts, link_part, model_part
+from nni_bertnas.student.latency import GRID, LatencyTable, OtherWork, Part, cell_parts, link_part, model_part
 from nni_bertnas.student.selection import Combination, Cut, best, combine, nearest, other_than, unlike
 
 Chosen = tuple[Combination, list[Candidate]]
@@ -173,7 +173,7 @@ def choose(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]], count: in
     Raises:
         PhaseError: Nothing fits; with the nearest that can be, limit by limit.
     """
-    whole, prices, table = maker.run.study.supernet.budget, Prices.measure(maker, blocks), maker.run.latencies
+    whole, prices = maker.run.study.supernet.budget, Prices.measure(maker, blocks)
     kinds = [[kind_of(one.architecture) for one in candidates] for candidates in blocks]
     correction = 1.0  # measured over estimated, learnt from the combinations that turned out too slow
     found: list[Chosen] = []
@@ -188,10 +188,8 @@ def choose(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]], count: in
                 if combination is None:
                     break
                 picked = [candidates[index] for candidates, index in zip(blocks, combination.choice, strict=True)]
-                student = maker.part(maker.new_student(picked).fused())
-                parts = {"teacher": [maker.part(maker.teacher)], "student": [student]}
-                measured = table.latency_ms(parts, maker.lengths)["student"]
-                if not table.quiet or measured <= prices.limits(budget).get("latency_ms", inf):
+                measured, quiet = _measure(maker, maker.new_student(picked).fused(), prices)
+                if not quiet or measured <= prices.limits(budget).get("latency_ms", inf):
                     found.append((combination, picked))
                     continue
                 refused.append(other_than(combination.choice))
@@ -207,6 +205,20 @@ def choose(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]], count: in
         add(replace(whole, max_latency_ms=min(half, whole.max_latency_ms or half)), count)
         add(whole, count)
     return found
+
+
+def _measure(maker: StudentMaker, student: nn.Module, prices: Prices) -> tuple[float, bool]:
+    """Milliseconds of a whole student by the clock of the table of latencies, and whether nothing else ran meanwhile.
+
+    Where a speed-up is asked for, it is timed in turns with the teacher: the table has the teacher as it was on another
+    day, and what drifts between takes students, which are many small operations, otherwise than teachers.
+    """
+    if not maker.run.study.supernet.budget.min_speedup:
+        table = maker.run.latencies
+        return table.latency_ms({"student": [maker.part(student)]}, maker.lengths)["student"], table.quiet
+    watch = OtherWork()
+    now = maker.latency_ms(student)
+    return prices.teacher_ms * now["student"] / now["teacher"], not watch.much()
 
 
 def _costs(

@@ -33,7 +33,7 @@ from nni_bertnas.stages.students import StudentMaker
 from nni_bertnas.store.writer import SplitWriter
 from nni_bertnas.student.candidates import Candidate, no_layer
 from nni_bertnas.student.cost import model_call
-from nni_bertnas.student.latency import OTHERS, OtherWork
+from nni_bertnas.student.latency import OtherWork
 from nni_bertnas.tracking.tracker import Tracker
 from nni_bertnas.training.teacher import load_for_task, time_step
 from nni_bertnas.training.trainer import Clock
@@ -116,7 +116,7 @@ def _others_work() -> bool:
     """Whether other work takes so much of the machine that times on the clock tell little."""
     watch = OtherWork()
     time.sleep(_PROBE_SECONDS)
-    return watch.cores() > OTHERS * num_cores()
+    return watch.much()
 
 
 def _small(run: Run, folder: str) -> Study:

@@ -128,6 +128,11 @@ class StudentMaker:
         """The teacher in the study's runtime, for all students that are timed beside it."""
         return self.compile(self.teacher)
 
+    def latency_ms(self, student: nn.Module) -> dict[str, float]:
+        """Of `teacher` and `student` at batch 1, in the study's runtime and in turns."""
+        calls = {"teacher": self.compiled_teacher, "student": self.compile(student)}
+        return measure_latency_ms(calls, self.lengths, threads=self.run.study.supernet.latency_threads)
+
     def part(self, model: Any, batch: int = 1) -> Part:
         """Teacher or student as a part of the table of latencies."""
         return model_part(model, pairs=self.run.train.has_pairs, batch=batch)
@@ -287,8 +292,7 @@ class StudentMaker:
         }
         models = {"teacher": self.teacher, "student": student}
         calls = {name: self.call(model) for name, model in models.items()}
-        timed = {"teacher": self.compiled_teacher, "student": self.compile(student)}
-        latency_ms = measure_latency_ms(timed, self.lengths, threads=run.study.supernet.latency_threads)
+        latency_ms = self.latency_ms(student)
         return {
             side: {
                 **{f"{split}_{name}": value for split, one in scores[side].items() for name, value in one.items()},

@@ -218,15 +218,14 @@ class LatencyTable:
             scale = self._known.get(reference, {}).get(length, now[reference]) / now[reference]
             for name in missing[length]:
                 found.setdefault(name, {})[length] = now[name] * scale
-        cores = watch.cores()
-        self.quiet = cores <= OTHERS * (psutil.cpu_count() or 1)
+        self.quiet = not watch.much()
         if self.quiet:
             self._keep(found)
             return
         _log.warning(
             "other work took %.1f cores while latencies were measured: they are not kept, and may mislead; run bertnas "
             "profile STUDY where nothing else runs",
-            cores,
+            watch.cores(),
         )
         for name, row in found.items():
             self._loose.setdefault(name, {}).update(row)
@@ -296,6 +295,10 @@ class OtherWork:
         """Cores' worth of others' work since the start; what a virtual machine is not given counts as others'."""
         seconds = max(1e-3, time.monotonic() - self._start)
         return max(0.0, (_busy_seconds() - self._busy) - (_own_seconds() - self._own)) / seconds
+
+    def much(self) -> bool:
+        """Whether that is so much of the machine that what was measured meanwhile may mislead."""
+        return self.cores() > OTHERS * (psutil.cpu_count() or 1)
 
 
 def _busy_seconds() -> float:

@@ -21,6 +21,7 @@ from nni_bertnas.student import COSTS
 from nni_bertnas.student.cost import count_flops, count_params
 from nni_bertnas.student.latency import NOTHING, LatencyTable, OtherWork, Part
 from nni_bertnas.student.selection import Combination, combine
+from search_space.student import StudentForSequenceClassification
 
 
 def test_limits_in_every_unit() -> None:
@@ -152,6 +153,28 @@ def test_every_second_finalist_takes_at_most_half_the_latency_of_the_first(
     assert half.latency_ms <= first.latency_ms / 2 and not none
     everything = [one.choice for one, _ in choose(maker, ranked, 99)]
     assert len(set(everything)) == len(everything) > 4
+
+
+def test_a_speedup_counts_in_turns_with_the_teacher(searched: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(table: LatencyTable, parts: dict[str, list[Part]], lengths: list[int]) -> dict[str, float]:
+        fixed = {"teacher": 20.0, "base": 1.0, "bag": 1.0, "deepest": 5.0}  # by which all are fast enough
+        return {name: fixed.get(name, float(len(own))) for name, own in parts.items()}
+
+    def turns(maker: StudentMaker, student: StudentForSequenceClassification) -> dict[str, float]:
+        return {"teacher": 10.0, "student": 1.0 + sum(one["depth"] for one in student.config.cells)}
+
+    monkeypatch.setattr(LatencyTable, "latency_ms", told)
+    monkeypatch.setattr(StudentMaker, "latency_ms", turns)
+    study = replace(searched.study, supernet=replace(searched.study.supernet, budget=BudgetSettings(min_speedup=4.0)))
+    maker, ranked = StudentMaker(Run(study), 0), load_ranked(searched)
+    ranked = [[replace(one, score=-float(one.depth)) for one in block] for block in ranked]
+
+    def layers(others: float) -> set[int]:
+        monkeypatch.setattr(OtherWork, "cores", lambda self: others)
+        return {sum(one.depth for one in picked) for _, picked in choose(maker, ranked, 3)}
+
+    assert max(layers(0.0)) == 1
+    assert max(layers(1000.0)) == sum(max(one.depth for one in block) for block in ranked)  # that would tell nothing
 
 
 def test_a_student_is_chosen_and_timed_in_the_runtime_that_is_asked_for(
