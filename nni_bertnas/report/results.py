@@ -12,7 +12,7 @@ from nni_bertnas.data.metrics import OF_LABEL, title
 from nni_bertnas.errors import PhaseError
 from nni_bertnas.report.progress import Teller
 from nni_bertnas.stages.run import Result, Run
-from nni_bertnas.stages.supernet import SEARCHED
+from nni_bertnas.stages.supernet import OTHER, SEARCHED
 from nni_bertnas.student.runtimes import RUNTIMES
 from search_space.cells import spell
 
@@ -51,6 +51,8 @@ def show(run: Run, console: Console | Teller) -> None:
     if times:
         parts = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in times.items())
         console.print(f"wall time: {parts}; together {sum(times.values()) / 60:.1f} min", highlight=False)
+    if (folder / OTHER).exists():
+        console.print(f"the other finalist: {folder / OTHER}", highlight=False, soft_wrap=True)
     console.print(f"student: {folder / 'student'}\neverything else: {run.root}", highlight=False, soft_wrap=True)
 
 

@@ -27,6 +27,7 @@ from search_space.cells import spell
 SEARCHED = "searched"
 BAG = "bag"
 HALF = "half"
+OTHER = "other"  # folder of the finalist that was trained to its end beside the searched student
 _EQUAL = 1.02  # times the least error: no more than seeds differ by
 _log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ def _make(run: Run, unit: Unit, folder: Path, tracker: Tracker) -> Result:
     taken = nearest([(one[FIDELITY], one["student"]["latency_ms"]) for one in students])
     if len(students) > 1:
         made["finals"] = [{**_cells(pair[1]), **_side(one)} for pair, one in zip(last, students, strict=True)]
+        (trained / str(1 - taken) / STUDENT).rename(folder / OTHER)
     (chosen, candidates), result, place = last[taken], students[taken], trained / str(taken)
     kept = HALF if taken else SEARCHED
     if run.study.supernet.bag and run.shape.static_path and any(one.depth for one in candidates):

@@ -15,6 +15,7 @@ from nni_bertnas.stages.block import STAGE as BLOCK
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure
 from nni_bertnas.stages.supernet import nearest
+from nni_bertnas.student.cost import count_params
 
 SEED = {"seed": 0}
 
@@ -88,4 +89,5 @@ def test_layers_are_taken_where_they_are_better_than_fewer_and_none(
     text = layers_or_none(run, result)
     assert text.endswith("was kept") and ("as near" in text) == (better == "bag") and "with layers" in text
     folder = run.folder("supernet", SEED)
-    assert {path.name for path in folder.iterdir()} == {"student", "result.json", "checksums.json", "study.yml"}
+    assert count_params(load_classifier(folder / "other")[0]) == other["num_params"]
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"other", "student"}
