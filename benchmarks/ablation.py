@@ -47,13 +47,12 @@ def main() -> None:
         study = glue_study(name, arguments.glue)
         chosen = architecture(name, study)
         layered = any(one.depth for one in chosen)
-        for part, sections in parts(Run(study), layered).items():
-            if arguments.parts and part not in arguments.parts:
-                continue
+        every = parts(Run(study), layered)
+        for part in [one for one in arguments.parts or every if one in every]:
             for seed in arguments.seeds:
                 key = f"{name} / {part} / {seed}"
                 if key not in results:
-                    results[key] = row(changed(study, part, sections), chosen, seed, cells)
+                    results[key] = row(changed(study, part, every[part]), chosen, seed, cells)
                 print(key, results.data[key], flush=True)
     finish(summary(results.data))
 
@@ -70,7 +69,7 @@ def architecture(name: str, study: Study) -> list[Candidate]:
 
 def parts(run: Run, layered: bool) -> dict[str, dict[str, Any]]:
     """The changes of the study by name; of cells only where there are any."""
-    losses = run.study.distill.losses
+    losses, other = run.study.distill.losses, "cross" if run.task.regression else "both"  # than auto, see teacher.kind
     found: dict[str, dict[str, Any]] = {
         "full": {},
         "no token weights": {"student": {"token_weights": False}},
@@ -88,8 +87,8 @@ def parts(run: Run, layered: bool) -> dict[str, dict[str, Any]]:
             "with transfer": {"transfer": {"reviews": 10_000}},
             "no pre-distillation": {"general": {"rows": 0}},
             "no last epochs": {"supernet": {"last_epochs": 0}},
-            "answers cross": {"teacher": {"kind": "cross"}},
             "answers siamese": {"teacher": {"kind": "siamese"}},
+            f"answers {other}": {"teacher": {"kind": other}},
         }
     else:
         found |= {
