@@ -177,9 +177,10 @@ def choose(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]], count: in
     kinds = [[kind_of(one.architecture) for one in candidates] for candidates in blocks]
     correction = 1.0  # measured over estimated, learnt from the combinations that turned out too slow
     found: list[Chosen] = []
+    fastest = inf  # of those
 
     def add(budget: BudgetSettings, most: int) -> None:
-        nonlocal correction
+        nonlocal correction, fastest
         refused: list[Cut] = []
         for least in range(min(2, len(blocks)), 0, -1):
             while len(found) < most:
@@ -193,11 +194,18 @@ def choose(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]], count: in
                     found.append((combination, picked))
                     continue
                 refused.append(other_than(combination.choice))
+                fastest = min(fastest, measured)
                 if any(one.depth for one in picked):
                     correction = max(correction, measured / combination.latency_ms)
                 _log.info("%s takes %.2f ms, %.2f estimated", combination.choice, measured, combination.latency_ms)
 
     add(whole, -(-count // 2))
+    if not found and fastest < inf:
+        raise PhaseError(
+            f"what fits supernet.budget by its parts takes {fastest:.3g} ms as a whole, and at most "
+            f"{prices.limits(whole)['latency_ms']:.3g} are wanted (the teacher takes {prices.teacher_ms:.2f} ms); "
+            "loosen the budget, or lower student.hidden_size or embedding_size"
+        )
     if not found:
         raise PhaseError(prices.impossible(whole))
     if count > 1:

@@ -11,6 +11,7 @@ from tiny import PRICES, all_units, tiny_run
 
 from nni_bertnas.cli import main
 from nni_bertnas.config import BudgetSettings, to_yaml
+from nni_bertnas.errors import PhaseError
 from nni_bertnas.stages.cells import load_ranked
 from nni_bertnas.stages.choice import Prices, choose
 from nni_bertnas.stages.run import Run
@@ -175,6 +176,9 @@ def test_a_speedup_counts_in_turns_with_the_teacher(searched: Run, monkeypatch: 
 
     assert max(layers(0.0)) == 1
     assert max(layers(1000.0)) == sum(max(one.depth for one in block) for block in ranked)  # that would tell nothing
+    monkeypatch.setattr(StudentMaker, "latency_ms", lambda maker, student: {"teacher": 10.0, "student": 5.0})
+    with pytest.raises(PhaseError, match="takes 10 ms as a whole, and at most 5 are wanted"):
+        layers(0.0)
 
 
 def test_a_student_is_chosen_and_timed_in_the_runtime_that_is_asked_for(
