@@ -4,9 +4,9 @@
 
 The architecture is the one that the task's study chose under a budget of ten times the teacher's speed (its row in
 benchmarks/results/students.json, of benchmarks/students.py). Its cells are trained from fresh weights with the settings
-of the study, and anew for every part that touches them. Scores are on GLUE's dev files (glue_dev). What is finished is
-reused. Raw results go to benchmarks/results/ablation.json; the last line is one JSON object. About three minutes per
-part and seed on two cores.
+of the study, and anew for every part that touches them. Scores are on GLUE's dev files (glue_dev). What is finished, of
+the same architecture, is reused. Raw results go to benchmarks/results/ablation.json; the last line is one JSON object.
+About three minutes per part and seed on two cores.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ def main() -> None:
         for part in [one for one in arguments.parts or every if one in every]:
             for seed in arguments.seeds:
                 key = f"{name} / {part} / {seed}"
-                if key not in results:
+                if results.data.get(key, {}).get("cells") != [spell(one.architecture) for one in chosen]:
                     results[key] = row(changed(study, part, every[part]), chosen, seed, cells)
                 print(key, results.data[key], flush=True)
     finish(summary(results.data))
