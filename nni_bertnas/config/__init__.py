@@ -145,6 +145,7 @@ class BlockSettings(TrainingSettings):
 
     optimizer: str = "muon"  # a key of OPTIMIZERS; muon: AdamW for what is no matrix
     batch_size: Positive = 64  # rows
+    max_rows: Annotated[int, Field(ge=16)] | None = 20_000  # of train, all of which students learn from; null takes all
     candidates: Positive = 5  # per block, over all depths
     no_layer: bool = True  # a cell without any layer is a candidate more, as layers have to earn their latency
     # of dev, on which the teacher's outputs are compared with a candidate in place of its block; 0: they are not
