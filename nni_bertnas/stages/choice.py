@@ -42,7 +42,12 @@ class Prices:
 
     @classmethod
     def measure(
-        cls, maker: StudentMaker, blocks: Sequence[Sequence[Candidate]], table: LatencyTable | None = None
+        cls,
+        maker: StudentMaker,
+        blocks: Sequence[Sequence[Candidate]],
+        table: LatencyTable | None = None,
+        *,
+        in_turns: bool = False,
     ) -> "Prices":
         """Of candidates with their cells.
 
@@ -53,6 +58,9 @@ class Prices:
             maker: Builds students.
             blocks: Every block's candidates.
             table: Of latencies; None: the machine's at batch 1.
+            in_turns: Whether the teacher is timed now, in turns with the student of the deepest candidates. The table
+                has it as it was on another day, and what drifts between takes students, which are many small
+                operations, otherwise than teachers. Where much else runs meanwhile, the table's counts.
         """
         table = table or maker.run.latencies
         parts, counted, base = _costs(maker, blocks, table.batch)
@@ -79,23 +87,17 @@ class Prices:
                 num_flops=count_flops(maker.call(student), maker.middle),
                 latency_ms=latency_ms["bag"],
             )
-        return cls(blocks=timed, base=base, teacher_ms=latency_ms["teacher"], bag=bag)
+        teacher_ms = latency_ms["teacher"]
+        if in_turns:
+            watch, now = OtherWork(), maker.latency_ms(layered)
+            if not watch.much():
+                teacher_ms = latency_ms["deepest"] * now["teacher"] / now["student"]
+        return cls(blocks=timed, base=base, teacher_ms=teacher_ms, bag=bag)
 
-    def in_turns(self, maker: StudentMaker, blocks: Sequence[Sequence[Candidate]]) -> "Prices":
-        """The same, with the teacher timed in turns with the student of the deepest candidates.
-
-        The table has the teacher as it was on another day, and what drifts between takes students, which are many small
-        operations, otherwise than teachers. Where much else runs meanwhile, it stays as it is.
-        """
-        deepest = tuple(max(range(len(block)), key=lambda n: block[n].depth) for block in self.blocks)
-        estimated = combine(self.blocks, self.base, deepest)
-        if self.bag is not None and deepest == self.bag.choice:
-            estimated = self.bag
-        watch = OtherWork()
-        now = maker.latency_ms(maker.new_student([block[n] for block, n in zip(blocks, deepest, strict=True)]).fused())
-        if watch.much():
-            return self
-        return replace(self, teacher_ms=estimated.latency_ms * now["teacher"] / now["student"])
+    @classmethod
+    def for_budget(cls, maker: StudentMaker, blocks: Sequence[Sequence[Candidate]]) -> "Prices":
+        """By which the study's budget is kept."""
+        return cls.measure(maker, blocks, in_turns=maker.run.study.supernet.budget.min_speedup is not None)
 
     def best(self, budget: BudgetSettings, cuts: Sequence[Cut] = (), correction: float = 1.0) -> Combination | None:
         """The combination with the best sum of scores within a budget; None where there is none.
@@ -171,8 +173,7 @@ def open_prices(run: Run) -> Prices:
     Raises:
         PhaseError: The block phase is not finished.
     """
-    maker, blocks = StudentMaker(run, run.study.seed), load_ranked(run)
-    return Prices.measure(maker, blocks).in_turns(maker, blocks)
+    return Prices.measure(StudentMaker(run, run.study.seed), load_ranked(run), in_turns=True)
 
 
 def choose(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]], count: int) -> list[Chosen]:
@@ -190,9 +191,7 @@ def choose(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]], count: in
     Raises:
         PhaseError: Nothing fits; with the nearest that can be, limit by limit.
     """
-    whole, prices = maker.run.study.supernet.budget, Prices.measure(maker, blocks)
-    if whole.min_speedup:
-        prices = prices.in_turns(maker, blocks)
+    whole, prices = maker.run.study.supernet.budget, Prices.for_budget(maker, blocks)
     kinds = [[kind_of(one.architecture) for one in candidates] for candidates in blocks]
     correction = 1.0  # measured over estimated, learnt from the combinations that turned out too slow
     found: list[Chosen] = []

@@ -55,10 +55,7 @@ def _points(run: Run, maker: StudentMaker, blocks: Sequence[Sequence[Candidate]]
                 return [Combination(**{**one, "choice": tuple(one["choice"])}) for one in kept["points"]]
         except (OSError, ValueError, KeyError, TypeError):
             pass  # not there, or half there: it is made anew
-        prices = Prices.measure(maker, blocks)
-        if supernet.budget.min_speedup:
-            prices = prices.in_turns(maker, blocks)
-        found = along_front(prices, supernet.budget, supernet.students)
+        found = along_front(Prices.for_budget(maker, blocks), supernet.budget, supernet.students)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps({"fingerprint": mark, "points": [asdict(one) for one in found]}, indent=1))
     return found

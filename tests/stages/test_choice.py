@@ -175,8 +175,7 @@ def test_a_speedup_counts_in_turns_with_the_teacher(searched: Run, monkeypatch: 
         return {sum(one.depth for one in picked) for _, picked in choose(maker, ranked, 3)}
 
     assert max(layers(0.0)) == 1
-    slow = Prices.measure(maker, ranked)
-    assert (slow.teacher_ms, slow.in_turns(maker, ranked).teacher_ms) == (20.0, pytest.approx(5.0 * 10.0 / 3.0))
+    assert [Prices.measure(maker, ranked, in_turns=one).teacher_ms for one in (False, True)] == [20.0, 5.0 * 10.0 / 3.0]
     assert max(layers(1000.0)) == sum(max(one.depth for one in block) for block in ranked)  # that would tell nothing
     monkeypatch.setattr(StudentMaker, "latency_ms", lambda maker, student: {"teacher": 10.0, "student": 5.0})
     with pytest.raises(PhaseError, match=r"takes 5 ms as a whole, and at most 2\.5 are wanted"):
