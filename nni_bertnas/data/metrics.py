@@ -97,6 +97,19 @@ def pearson_spearman(labels: Numbers, predictions: Numbers) -> float:
     return (pearson(labels, predictions) + spearman(labels, predictions)) / 2
 
 
+def standard_error(name: str, labels: np.ndarray, predictions: np.ndarray, draws: int = 100) -> float:
+    """By how much a metric would differ on other rows: its spread over bootstrap samples (Efron 1979), always the same.
+
+    Args:
+        name: A key of METRICS.
+        labels: `(num_rows,)`; of sets `(num_rows, num_labels)`.
+        predictions: Likewise.
+        draws: Samples.
+    """
+    samples = np.random.default_rng(0).integers(0, len(labels), (draws, len(labels)))
+    return float(np.std([METRICS[name].compute(labels[rows], predictions[rows]) for rows in samples]))
+
+
 def title(name: str, label_names: Sequence[str]) -> str:
     """A metric by name, with the label that it is of where it is of one."""
     return f"{name} of {label_names[1]}" if name == "f1" and len(label_names) == 2 else name

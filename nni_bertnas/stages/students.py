@@ -256,7 +256,7 @@ class StudentMaker:
             steps=len(loader) * settings.epochs,
             freeze_embeddings=study.student.freeze_embeddings,
         )
-        best = KeepBest(metric, student, lambda: module.judged)
+        best = KeepBest(metric, student, lambda: module.judged, lambda: module.scorer.noise)
         own = [best, EpochReport(lambda metrics: tracker.epoch(metrics, metric)), *callbacks]
         stops = []
         if settings.patience is not None:
@@ -270,7 +270,7 @@ class StudentMaker:
         return student.eval(), {
             "chain_difference": difference,
             FIDELITY: best.metrics[FIDELITY],
-            "epoch_of_best": best.epoch,
+            "kept_epoch": best.epoch,
             "general_seconds": general_seconds,
         }
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from nni_bertnas import ranks
 from nni_bertnas.data.batches import Batch, model_inputs
 from nni_bertnas.data.label_sets import indicators
-from nni_bertnas.data.metrics import METRICS, OF_LABEL, f1_by_label
+from nni_bertnas.data.metrics import METRICS, OF_LABEL, f1_by_label, standard_error
 from nni_bertnas.data.tasks import TaskSpec
 
 if TYPE_CHECKING:
@@ -33,10 +33,18 @@ def predictions_of(logits: Tensor, *, sets: bool = False) -> Tensor:
 
 
 class Scorer:
-    """Collects a split's predictions, batch by batch, and gives the task's metrics."""
+    """Collects a split's predictions, batch by batch, and gives the task's metrics.
 
-    def __init__(self, spec: TaskSpec) -> None:
-        self.spec = spec
+    Args:
+        spec: Of the task.
+        noise: Whether the standard error of its metric is found, too.
+
+    Attributes:
+        noise: That of the last scores; 0 where none is found.
+    """
+
+    def __init__(self, spec: TaskSpec, *, noise: bool = False) -> None:
+        self.spec, self._noisy, self.noise = spec, noise, 0.0
         self._seen: list[tuple[Tensor, Tensor]] = []
 
     def add(self, logits: Tensor, labels: Tensor | None) -> None:
@@ -55,6 +63,8 @@ class Scorer:
         seen = ranks.gathered(self._seen)
         predictions, labels = (torch.cat(part).numpy() for part in zip(*seen, strict=True))
         self._seen.clear()
+        if self._noisy:
+            self.noise = standard_error(self.spec.metric, labels, predictions)
         found = {name: METRICS[name].compute(labels, predictions) for name in self.spec.metrics}
         if self.spec.multi_label and label_names:
             of_labels = zip(label_names, f1_by_label(labels, predictions), strict=True)

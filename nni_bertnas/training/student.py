@@ -71,7 +71,7 @@ class StudentDistillation(pl.LightningModule):
             variances=variances, temperature=distill.temperature, balance=balance, probes=probes, attention=attention
         )
         self.settings = settings
-        self.scorer = Scorer(spec)
+        self.scorer = Scorer(spec, noise=True)
         self._squares: list[Tensor] = []
         self.steps = steps
         self.freeze_embeddings = freeze_embeddings

@@ -70,6 +70,9 @@ class StepReport(pl.Callback):
 class KeepBest(pl.Callback):
     """Remembers the weights of the epoch with the highest metric and puts them into a model when training ends.
 
+    Where the metric's noise is known, those of the last epoch within it of the highest (the one-standard-error rule of
+    Breiman et al. 1984): on a small dev the highest is the luckiest of its epochs, and later ones have learnt more.
+
     Raises:
         CandidateError: At the end, where the weights were no finite numbers after any epoch.
 
@@ -77,10 +80,17 @@ class KeepBest(pl.Callback):
         metric: The higher, the better.
         model: Takes the weights.
         judged: Gives what the metric is of, a model of the same shape; None: it is the model itself.
+        noise: Gives the standard error of the metric.
     """
 
-    def __init__(self, metric: str, model: nn.Module, judged: Callable[[], nn.Module] | None = None) -> None:
-        self.metric = metric
+    def __init__(
+        self,
+        metric: str,
+        model: nn.Module,
+        judged: Callable[[], nn.Module] | None = None,
+        noise: Callable[[], float] = float,
+    ) -> None:
+        self.metric, self.noise = metric, noise
         self.model, self.judged = model, judged or (lambda: model)
         self.best = float("-inf")
         self.epoch = 0
@@ -99,8 +109,8 @@ class KeepBest(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called by Lightning."""
         value = float(trainer.callback_metrics[self.metric])
-        if value > self.best and _finite(self.judged()):
-            self.best, self.epoch = value, trainer.current_epoch
+        if value > self.best - self.noise() and _finite(self.judged()):
+            self.best, self.epoch = max(value, self.best), trainer.current_epoch
             self.metrics = {name: float(metric) for name, metric in trainer.callback_metrics.items()}
             self._weights = copy.deepcopy(self.judged().state_dict())
 

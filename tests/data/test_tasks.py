@@ -9,7 +9,7 @@ from sklearn import metrics
 from torch.nn import functional as F
 
 from nni_bertnas.config import CustomSettings, TaskSettings
-from nni_bertnas.data.metrics import METRICS, title
+from nni_bertnas.data.metrics import METRICS, standard_error, title
 from nni_bertnas.data.rows import UNLABELLED
 from nni_bertnas.data.tasks import TASKS, TaskSpec, task_spec
 from nni_bertnas.training.losses import label_loss
@@ -55,6 +55,17 @@ def test_metrics_against_their_libraries(name: str, seed: int) -> None:
         labels = generator.integers(0, 6, 60) / 2  # with ties
         predictions = labels + generator.normal(0, 2, 60)
     assert METRICS[name].compute(labels, predictions) == pytest.approx(REFERENCES[name](labels, predictions), abs=1e-12)
+
+
+def test_the_noise_of_a_metric() -> None:
+    """Against the formulas for shares and correlations (Fisher)."""
+    generator = np.random.default_rng(0)
+    labels = generator.normal(size=(2, 400))
+    right = (generator.random(400) < 0.8).astype(int)
+    assert standard_error("accuracy", np.ones(400), right, 2000) == pytest.approx(math.sqrt(0.8 * 0.2 / 400), rel=0.06)
+    expected = (1 - METRICS["pearson"].compute(*labels) ** 2) / math.sqrt(400)
+    assert standard_error("pearson", *labels, 2000) == pytest.approx(expected, rel=0.12)
+    assert standard_error("accuracy", np.ones(9), np.ones(9)) == 0
 
 
 @pytest.mark.parametrize("name", ["accuracy", "f1_macro", "matthews"])

@@ -148,7 +148,7 @@ def test_students_that_stop_early_average_and_go_on_with_train_alone(root: Path)
             found.append(distil(run))
     for other in found[1:]:
         assert alike(other.epochs, found[0].epochs) < CLOSE
-        assert other.facts["epoch_of_best"] == found[0].facts["epoch_of_best"]
+        assert other.facts["kept_epoch"] == found[0].facts["kept_epoch"]
 
 
 def test_a_process_that_fails_is_named_and_the_next_are_new() -> None:

@@ -12,6 +12,7 @@ from nni_bertnas.data.batches import Batch
 from nni_bertnas.data.tasks import TASKS
 from nni_bertnas.training.losses import Balance, label_loss
 from nni_bertnas.training.student import StudentDistillation
+from nni_bertnas.training.trainer import KeepBest
 from search_space.student import StudentConfig, StudentForSequenceClassification
 
 
@@ -63,6 +64,29 @@ def test_what_dev_judges_is_the_running_mean_of_the_weights() -> None:
     plain = distillation(0.0, 64)
     plain.on_fit_start()
     assert plain.judged is plain.student
+
+
+@pytest.mark.parametrize(("noise", "kept"), [(0.0, 1), (0.015, 2), (0.05, 3), (1.0, 4)])
+def test_the_last_epoch_within_the_noise_of_the_best_is_kept(noise: float, kept: int) -> None:
+    model = torch.nn.Linear(1, 1)
+    best = KeepBest("dev_f1", model, noise=lambda: noise)
+    for epoch, score in enumerate([0.7, 0.8, 0.79, 0.76, 0.1, float("nan")]):
+        model.weight.data.fill_(float(epoch))
+        told = {"callback_metrics": {"dev_f1": torch.tensor(score)}, "current_epoch": epoch}
+        best.on_validation_end(type("Trainer", (), told)(), None)
+    best.on_fit_end(None, None)
+    assert (best.epoch, model.weight.item(), best.best) == (kept, kept, pytest.approx(0.8))
+
+
+def test_dev_is_as_noisy_as_its_rows_are_few() -> None:
+    module = distillation(0.0, 4)
+    for batch in batches(8):
+        module.validation_step(batch, 0)
+    seen = module.scorer._seen
+    share = float(torch.cat([(predicted == label).double() for predicted, label in seen]).mean())
+    module.log_dict = lambda *_, **__: None
+    module.on_validation_epoch_end()
+    assert module.scorer.noise == pytest.approx((share * (1 - share) / 32) ** 0.5, rel=0.25)
 
 
 @pytest.mark.parametrize("kind", ["weights", "logits"])
