@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 
 from nni_bertnas.data.metrics import METRICS
+from nni_bertnas.data.rows import Rows
 from nni_bertnas.report.page.architectures import student_picture
 from nni_bertnas.report.page.axes import Axis
 from nni_bertnas.report.page.charts import lines
 from nni_bertnas.report.page.history import History, read_histories
 from nni_bertnas.report.page.markup import Markup, figures, join, table, tag
+from nni_bertnas.report.page.predictions import Predictions
 from nni_bertnas.report.page.statistics import (
     Interval,
     calibration_error,
@@ -201,6 +204,23 @@ def test_a_history_falls_into_trainings(tmp_path: Path) -> None:
     assert teacher.probabilities() == {}
     assert read_histories(tmp_path / "nothing") == []
     assert History("cell", "", [{"epoch": 0.0}]).curve("train_loss") == []
+
+
+@pytest.mark.parametrize(("student", "constant", "keeps"), [(0.9, 0.8, False), (0.7, 0.75, True), (0.9, 0.5, True)])
+def test_a_teacher_that_learnt_nothing_is_said(student: float, constant: float, keeps: bool) -> None:
+    facts = Facts(metric="accuracy", split="test", teacher=0.8, student=student, difference=None, rows=500, speedup=9.0,
+                  constant=constant)  # fmt: skip
+    assert headline(facts).startswith("Do not keep it yet: its teacher") != keeps
+    assert any(f"would score {100 * constant:.1f} %" in one for one in reasons(facts)) == (constant > 0.5)
+
+
+def test_what_one_answer_to_all_rows_scores() -> None:
+    labels = np.array([1, 1, 1, 0])
+    own = Predictions(split="dev", rows=Rows(["a"] * 4, [1.0, 1.0, 1.0, 0.0]), total=4, labels=labels, sides={},
+                      kind="classification")  # fmt: skip
+    assert own.constant("accuracy") == 0.75 and own.constant("matthews") == 0
+    assert own.constant("accuracy_f1") == pytest.approx((0.75 + 6 / 7) / 2)
+    assert replace(own, kind="regression").constant("pearson") is None
 
 
 @pytest.mark.parametrize(

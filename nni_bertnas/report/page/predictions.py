@@ -8,6 +8,7 @@ import numpy as np
 
 from nni_bertnas.artifacts import file_fingerprint, fingerprint
 from nni_bertnas.data.label_sets import members
+from nni_bertnas.data.metrics import METRICS
 from nni_bertnas.data.models import weights_fingerprint
 from nni_bertnas.data.rows import Rows
 from nni_bertnas.data.splits import SPLIT_SEED
@@ -46,6 +47,13 @@ class Predictions:
         if self.kind == "regression":
             return found[:, 0]
         return found.argmax(1) if self.kind == "classification" else (found > 0.5).astype(int)
+
+    def constant(self, metric: str) -> float | None:
+        """What the best class would score as the answer to all rows; None where rows have scores or sets."""
+        if self.kind != "classification":
+            return None
+        answers = (np.full_like(self.labels, label) for label in np.unique(self.labels))
+        return max(METRICS[metric].compute(self.labels, one) for one in answers)
 
 
 def predict_splits(run: Run, student: Path, splits: list[str], kind: str) -> dict[str, Predictions]:

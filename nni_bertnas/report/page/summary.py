@@ -35,14 +35,15 @@ def answer(page: Page) -> Markup:
     """Section 1: the verdict, four figures, and scores and costs of both models."""
     split = page.final[0] if page.final else "dev"
     teacher, student, key = page.result["teacher"], page.result["student"], f"{split}_{page.metric}"
-    compared = page.result.get("compared", {})
+    compared, own = page.result.get("compared", {}), page.predictions.get(split)
     bare = compared.get(BAG) if page.result.get("kept") != BAG else None
     facts = Facts(
         metric=page.metric_title, split=split, teacher=teacher[key], student=student[key],
         difference=page.intervals[split].difference,
-        rows=len(page.predictions[split].rows) if split in page.predictions else page.rows[split],
+        rows=len(own.rows) if own else page.rows[split],
         speedup=page.result["speedup"], missed=tuple(_missed(page)),
         bare=(bare[key], bare["latency_ms"]) if bare else None,
+        constant=own.constant(page.metric) if own else None,
     )  # fmt: skip
     tiles = [
         (f"{page.metric_title} on {split}", f"{spell_points(student[key])} %",

@@ -23,6 +23,7 @@ class Facts:
         speedup: Over the teacher.
         missed: Limits of the budget that are not kept, in words.
         bare: Score and latency in ms of the student without layers on the same split; None where there is none.
+        constant: Score of the best class as the answer to all rows; None where there is none.
     """
 
     metric: str
@@ -34,6 +35,7 @@ class Facts:
     speedup: float
     missed: tuple[str, ...] = ()
     bare: tuple[float, float] | None = None
+    constant: float | None = None
 
 
 def headline(facts: Facts) -> str:
@@ -41,6 +43,8 @@ def headline(facts: Facts) -> str:
     lost, share = 100 * (facts.teacher - facts.student), facts.student / facts.teacher if facts.teacher > 0 else 1.0
     faster = f"{facts.speedup:.1f} times the speed"
     price = f"{lost:.1f} points of {facts.metric}"
+    if facts.constant is not None and facts.teacher <= facts.constant:
+        return "Do not keep it yet: its teacher is no better than one answer to all rows; train the teacher better."
     if facts.speedup < _FASTER:
         return f"Do not keep it: it has {faster} of the teacher, which is no gain."
     if lost <= 0:
@@ -70,6 +74,8 @@ def reasons(facts: Facts) -> list[str]:
                 f"The {facts.rows:,} rows of {facts.split} are too few to tell the two apart: the difference lies "
                 f"between {_signed(low)} and {_signed(high)} points with 95 % confidence."
             )
+    if facts.constant is not None and min(facts.teacher, facts.student) <= facts.constant:
+        found.append(f"One answer to all rows would score {100 * facts.constant:.1f} %.")
     found += [f"The budget is not kept: {text}." for text in facts.missed]
     if facts.bare is not None:
         gain = 100 * (facts.student - facts.bare[0])
