@@ -80,7 +80,7 @@ class KeepBest(pl.Callback):
         metric: The higher, the better.
         model: Takes the weights.
         judged: Gives what the metric is of, a model of the same shape; None: it is the model itself.
-        noise: Gives the standard error of the metric.
+        noise: Gives the standard error of the metric at the epoch that was just judged.
     """
 
     def __init__(
