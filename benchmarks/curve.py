@@ -160,13 +160,14 @@ def command(what: str, peer: Peer, python: str, place: Path, folder: Path, seed:
         json.dumps(options),
         str(seed),
     ]
-    return {"args": arguments, "cwd": HERE, "env": variables(peer), "text": True}
+    return {"args": arguments, "env": variables(peer), "text": True}
 
 
 def variables(peer: Peer) -> dict[str, str]:
-    """The environment's variables of a worker; one with packages of its own finds none of ours."""
-    known = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
-    return {name: value for name, value in known.items() if name != "PYTHONPATH" or not peer.needs}
+    """The environment's variables of a worker; one with packages of its own finds none of ours but `peers`."""
+    path = [str(HERE)] if peer.needs else [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    said = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+    return {**os.environ, **said, "PYTHONPATH": os.pathsep.join(path)}
 
 
 def fit(peer: Peer, python: str, place: Path, folder: Path, seed: int) -> dict[str, Any]:
@@ -181,7 +182,7 @@ def fit(peer: Peer, python: str, place: Path, folder: Path, seed: int) -> dict[s
         **command("fit", peer, python, place, half, seed), capture_output=True, timeout=_FIT_SECONDS, check=False
     )
     if done.returncode:
-        raise ValueError(f"fit: {done.stderr.strip()[-400:]}")
+        raise ValueError(f"fit, exit status {done.returncode}: {done.stderr.strip()[-400:]}")
     half.rename(folder)
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
@@ -219,40 +220,39 @@ def serving(peer: Peer, python: str, place: Path, folder: Path, seed: int, threa
 
 
 def measure(results: Results, task: str, place: Path, names: Sequence[str]) -> None:
-    """Time the fitted systems of one seed of a task in turns."""
-    there = {
-        name: seed
+    """Time the fitted systems of a task in turns; of those whose seeds are alike one seed, which stands for all."""
+    seeds = {
+        name: [seed for seed in (0, 1, 2) if "scores" in results.data.get(f"{task} | {name} | {seed}", {})]
         for name in names
-        for seed in (0, 1, 2)
-        if "scores" in results.data.get(f"{task} | {name} | {seed}", {})
     }
+    there = [(name, seed) for name, found in seeds.items() for seed in (found[:1] if PEERS[name].alike else found)]
     rows = json.loads((place / "job.json").read_text(encoding="utf-8"))["rows"]["test"]["texts"]
     numbers = np.random.default_rng(0).permutation(len(rows))[:_ROWS].tolist()
-    times: dict[str, dict[str, list[float]]] = {name: {} for name in there}
+    times: dict[tuple[str, int], dict[str, list[float]]] = {one: {} for one in there}
     with ExitStack() as stack:
         asks = {
-            name: stack.enter_context(serving(PEERS[name], environment(PEERS[name], place.parent), place,
-                                              system_folder(place, name, seed), seed, threads=1))
-            for name, seed in there.items()
+            (name, seed): stack.enter_context(serving(PEERS[name], environment(PEERS[name], place.parent), place,
+                                                      system_folder(place, name, seed), seed, threads=1))
+            for name, seed in there
         }  # fmt: skip
         for _ in range(_ROUNDS):
             for size in _BATCHES:
                 batches = [numbers[first : first + size] for first in range(0, len(numbers), size)]
-                for name, ask in asks.items():
+                for one, ask in asks.items():
                     ask({"time": batches[:2]})
                     found = ask({"time": batches})
-                    for part, one in (("whole", 0), ("model", 1)):
-                        value = median(each[one] for each in found)
-                        times[name].setdefault(f"batch {size}, {part}", []).append(value)
-    for name in there:
+                    for number, part in enumerate(("whole", "model")):
+                        value = median(each[number] for each in found)
+                        times[one].setdefault(f"batch {size}, {part}", []).append(value)
+    for name, seed in there:
+        mine = times[name, seed]
         ratios = {
-            key: median(a / b for a, b in zip(times["teacher"][key], found, strict=True))
-            for key, found in times[name].items()
+            key: median(a / b for a, b in zip(times["teacher", 0][key], found, strict=True))
+            for key, found in mine.items()
         }
-        for seed in (0, 1, 2):
-            if "scores" in results.data.get(key := f"{task} | {name} | {seed}", {}):
-                results.data[key]["ms"] = {what: median(found) for what, found in times[name].items()}
-                results.data[key]["speed"] = ratios
+        for other in seeds[name] if PEERS[name].alike else [seed]:
+            row = results.data[f"{task} | {name} | {other}"]
+            row |= {"ms": {what: median(found) for what, found in mine.items()}, "speed": ratios}
     results.data[f"{task} | machine"] = describe_machine()
     results.write()
 
@@ -269,7 +269,9 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
             name: {
                 "score": round(100 * mean(one["score"] for one in rows), 2),
                 "seeds": len(rows),
-                "speed": round(rows[0]["speed"]["batch 1, whole"], 1) if "speed" in rows[0] else None,
+                "speed": round(mean(one["speed"]["batch 1, whole"] for one in rows), 1)
+                if all("speed" in one for one in rows)
+                else None,
                 "size_mb": round(mean(one["size_mb"] for one in rows), 1),
             }
             for name, rows in systems.items()

@@ -30,7 +30,7 @@ from nni_bertnas.student.runtimes import RUNTIMES
 from search_space.cells import spell
 
 _ROUNDS = 5
-_BEFORE = [name for name in STAGES if name not in ("supernet", "frontier", "baselines")]
+BEFORE = [name for name in STAGES if name not in ("supernet", "frontier", "baselines")]
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
 def make(results: Results, name: str, study: Study, speedups: Sequence[float], seeds: Sequence[int]) -> None:
     """The students of one task that are not there yet."""
     before = time.perf_counter()
-    make_stages(Run(study), *_BEFORE)
+    make_stages(Run(study), *BEFORE)
     print(name, "search and what comes before", f"{time.perf_counter() - before:.0f} s", flush=True)
     for speedup in speedups:
         run = Run(change(study, supernet={"budget": BudgetSettings(min_speedup=speedup)}))

@@ -6,7 +6,7 @@ packages, in an environment of its own, so it imports nothing of this project bu
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 _TORCH = ("torch==2.13.0", "transformers==5.3.0", "sentence-transformers==6.2.0", "scikit-learn==1.9.1")
@@ -14,6 +14,10 @@ _MODEL2VEC = (*_TORCH, "model2vec[distill,train]==0.10.0")
 _SETFIT = (*_TORCH, "setfit==1.2.0")
 _SKLEARN = ("scikit-learn==1.9.1",)
 _CLASSES = ("class",)
+_OURS: Mapping[str, Mapping[str, Any]] = {
+    **{f"{speedup}x": {"speedup": speedup} for speedup in (10, 20)},
+    **{profile: {"profile": profile} for profile in ("tiny", "small", "base")},
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Peer:
         pairs: Whether it can do pairs.
         of: The system that it is another form of, which must be fitted before.
         seeded: Whether its fit depends on a seed.
+        alike: Whether all its seeds are of one structure, so that one's time is all others'.
     """
 
     module: str
@@ -39,15 +44,22 @@ class Peer:
     pairs: bool = True
     of: str = ""
     seeded: bool = True
+    alike: bool = True
 
 
-def _forms(of: str, about: str, *formats: str) -> dict[str, Peer]:
-    return {f"{of}, {name}": Peer("exported", f"{about} as {name}", {"to": name}, of=of) for name in formats}
+def _with_forms(name: str, peer: Peer, *formats: str) -> dict[str, Peer]:
+    forms = {
+        f"{name}, {to}": replace(peer, module="exported", about=f"{peer.about} as {to}", options={"to": to}, of=name)
+        for to in formats
+    }
+    return {name: peer, **forms}
 
 
 PEERS: Mapping[str, Peer] = {
-    "teacher": Peer("teacher", "the fine-tuned teacher", seeded=False),
-    **_forms("teacher", "the teacher", "onnx", "onnx-int8", "onnx-int8-static", "openvino"),
+    **_with_forms(
+        "teacher", Peer("teacher", "the fine-tuned teacher", seeded=False),
+        "onnx", "onnx-int8", "onnx-int8-static", "openvino",
+    ),
     **{
         f"cut {layers}": Peer("cut", f"{layers} of the teacher's layers, distilled as our students", {"layers": layers})
         for layers in (3, 2, 1)
@@ -85,11 +97,18 @@ PEERS: Mapping[str, Peer] = {
         for head in ("pool", "compare", "align")
     },
     **{
+        f"{kind}, {speedup}x": Peer(
+            "ours", f"{kind} cells of as many parameters as those of ours, {speedup}x",
+            {"speedup": speedup, "baseline": f"{kind}_0"}, alike=False,
+        )
+        for kind in ("random", "uniform")
+        for speedup in (10, 20)
+    },
+    **{
         name: peer
-        for profile in ("tiny", "small", "base")
-        for name, peer in {
-            f"ours, {profile}": Peer("ours", f"searched student, profile {profile}", {"profile": profile}),
-            **_forms(f"ours, {profile}", f"searched student, profile {profile}", "onnx", "onnx-int8"),
-        }.items()
+        for which, options in _OURS.items()
+        for name, peer in _with_forms(
+            f"ours, {which}", Peer("ours", f"searched student, {which}", options, alike=False), "onnx", "onnx-int8"
+        ).items()
     },
 }  # fmt: skip

@@ -1,11 +1,14 @@
-"""A searched student of one of the ready profiles, as `bertnas run` makes it."""
+"""A searched student of a GLUE study as it is shipped, under a budget or of a ready profile; or its baseline."""
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from common import STUDIES, change, make_stages
+from students import BEFORE
+from students import folder as kept
 
-from nni_bertnas.stages import STAGES
+from nni_bertnas.config import BudgetSettings
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure
 from nni_bertnas.study_files import parse_study, read_yaml
@@ -13,14 +16,24 @@ from peers import teacher
 from peers.worker import Job
 
 load = teacher.load
-BEFORE = [name for name in STAGES if name not in ("supernet", "frontier", "baselines")]
 
 
 def fit(job: Job, folder: Path) -> None:
-    """See `peers`."""
-    raw = read_yaml(STUDIES / "glue" / f"{job.said['task']}.yml")
-    study = parse_study({**raw, "profile": job.options["profile"]})
-    run = Run(change(study, task={"data_dir": job.said["glue"]}))
-    make_stages(run, *BEFORE)
-    ensure(run, "supernet", {"seed": job.seed})
-    shutil.copytree(run.folder("supernet", {"seed": job.seed}) / "student", folder, dirs_exist_ok=True)
+    """See `peers`; a student of a budget that benchmarks/students.py made is taken as it is."""
+    task, profile, speedup = job.said["task"], job.options.get("profile"), job.options.get("speedup")
+    raw = read_yaml(STUDIES / "glue" / f"{task}.yml")
+    study = parse_study({**raw, "profile": profile} if profile else raw)
+    supernet: dict[str, Any] = {} if job.train.pairs else {"latency_length": 64}
+    if speedup:
+        supernet["budget"] = BudgetSettings(min_speedup=speedup)
+    run = Run(change(study, task={"data_dir": job.said["glue"]}, supernet=supernet))
+    student, baseline = kept(run, f"{task} {speedup or 0:g} {job.seed}"), job.options.get("baseline")
+    if baseline or not student.exists():
+        make_stages(run, *BEFORE)
+        made = [("supernet", {"seed": job.seed})]
+        if baseline:
+            made.append(("baselines", {"seed": job.seed, "student": baseline}))
+        for stage, unit in made:
+            ensure(run, stage, unit)
+            student = run.folder(stage, unit) / "student"
+    shutil.copytree(student, folder, dirs_exist_ok=True)
