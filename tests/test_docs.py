@@ -58,7 +58,11 @@ def test_what_a_page_names_is_there(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("script", "written", "command"),
-    [("docs/generate.py", "studies.md", "make docs"), ("benchmarks/table.py", "README.md", "benchmarks/table.py")],
+    [
+        ("docs/generate.py", "studies.md", "make docs"),
+        ("benchmarks/table.py", "README.md", "benchmarks/table.py"),
+        ("benchmarks/peers_table.py", "peers.md", "benchmarks/peers_table.py"),
+    ],
 )
 def test_what_a_script_writes_is_fresh(script: str, written: str, command: str) -> None:
     spec = importlib.util.spec_from_file_location("script", ROOT / script)
