@@ -139,7 +139,7 @@ def environment(peer: Peer, work: Path) -> str:
     python = folder / "bin" / "python"
     if not (folder / "made").exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *peer.needs], check=True, env=variables(peer))
+        subprocess.run([python, "-I", "-m", "pip", "install", "--quiet", *peer.needs], check=True)
         (folder / "made").touch()
     return str(python)
 

@@ -2,8 +2,8 @@
 
     python benchmarks/peers_table.py
 
-The tables stand between the comments that are named below. Bold is what nothing in the same table beats in both score
-and time of a text by itself.
+The tables stand between the comments that are named below. Bold is that than which nothing in the same table is both as
+good and as fast at a text by itself.
 """
 
 import json
@@ -43,12 +43,11 @@ def tables() -> str:
 
 
 def _table(title: str, systems: Mapping[str, System]) -> str:
-    ranked = sorted(systems, key=lambda name: -_score(systems[name]))
+    times = {name: _time(system, *_TIMES[0]) or float("inf") for name, system in systems.items()}
     best, rows = float("inf"), []
-    for name in ranked:
-        time = _time(systems[name], *_TIMES[0])
-        rows.append(_line(name, systems[name], bold=time is not None and time < best))
-        best = min(best, time or best)
+    for name in sorted(systems, key=lambda name: (-_score(systems[name]), times[name])):
+        rows.append(_line(name, systems[name], bold=times[name] < best))
+        best = min(best, times[name])
     heads = f"| {' | '.join(_HEADS)} |\n{'|---' * len(_HEADS)}|"
     return "\n".join([f"### {title}", "", heads, *rows, ""])
 

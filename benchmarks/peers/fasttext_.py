@@ -33,10 +33,9 @@ def _write(path: Path, rows: Rows) -> str:
 
 def fit(job: Job, folder: Path) -> None:
     """See `peers`."""
-    # Of its seeds 0 and 1 are the same.
     with tempfile.TemporaryDirectory() as place:
         train, dev = _write(Path(place, "train"), job.train), _write(Path(place, "dev"), job.dev)
-        tried = (
+        tried = (  # its seeds 0 and 1 are the same
             fasttext.train_supervised(
                 input=train, lr=rate, epoch=epochs, wordNgrams=2, bucket=200_000, seed=job.seed + 1, thread=1, verbose=0
             )
