@@ -17,7 +17,7 @@ from nni_bertnas.config import Study
 from nni_bertnas.data.batches import Batch, model_inputs
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure, load
-from nni_bertnas.study_files import load_study
+from nni_bertnas.study_files import parse_study, read_yaml
 from nni_bertnas.training.losses import label_loss
 
 HERE = Path(__file__).parent
@@ -60,9 +60,12 @@ def change(study: Study, **sections: Any) -> Study:
     return dataclasses.replace(study, **fields)
 
 
-def glue_study(name: str, glue: str, rows: int | None = None) -> Study:
-    """The study of a GLUE task; where train is cut to `rows`, with the teacher of the uncut study as it is."""
-    study = change(load_study(STUDIES / "glue" / f"{name}.yml"), task={"data_dir": glue})
+def glue_study(name: str, glue: str, rows: int | None = None, profile: str | None = None) -> Study:
+    """The study of a GLUE task or `demo`; with train cut to `rows`, with the teacher of the uncut study as it is."""
+    demo = name == "demo"
+    raw = read_yaml(STUDIES / "demo.yml" if demo else STUDIES / "glue" / f"{name}.yml")
+    study = parse_study({**raw, "profile": profile} if profile else raw)
+    study = study if demo else change(study, task={"data_dir": glue})
     if rows is None:
         return study
     run = Run(study)

@@ -15,7 +15,7 @@ from typing import Any
 _ROOT = Path(__file__).parents[1]
 _PAGE, _RAW = _ROOT / "docs" / "peers.md", _ROOT / "benchmarks" / "results" / "curve.json"
 _OPENING, _CLOSING = "<!-- of benchmarks/peers_table.py -->\n", "<!-- end -->"
-_TITLES = {"mrpc": "MRPC", "stsb": "STS-B", "cola": "CoLA", "sst2": "SST-2"}
+_TITLES = {"mrpc": "MRPC", "stsb": "STS-B", "cola": "CoLA", "sst2": "SST-2", "demo": "Rotten Tomatoes"}
 _HEADS = ("system", "score", "ms, one text", "model alone", "ms a text of 32", "MB")
 _TIMES = (("batch 1, whole", 1), ("batch 1, model", 1), ("batch 32, whole", 32))
 

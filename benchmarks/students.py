@@ -3,12 +3,12 @@
     python benchmarks/students.py --glue GLUE_FOLDER [--tasks stsb mrpc] [--seeds 0 1 2] [--speedups 10 20]
 
 One teacher and one search per task (of the study's own seed); the students are trained with every seed and budget.
-Scores are on GLUE's dev files (glue_dev), which neither training nor choice looks at. What is finished is reused, so it
-can be run in pieces. At the end of a task its students and its teacher are timed in the same turns, which counts only
-where nothing runs beside it (`--measure` times them once more and does nothing else): batch 1, one thread, 64 word
-pieces for single texts and the task's own lengths for pairs, in every runtime; budgets are of the study's. Raw results
-go to benchmarks/results/students.json; the last line is one JSON object. About 15 minutes per task and 3 per student on
-two cores.
+Scores are on GLUE's dev files (glue_dev; of `--tasks demo` on test), which neither training nor choice looks at. What
+is finished is reused, so it can be run in pieces. At the end of a task its students and its teacher are timed in the
+same turns, which counts only where nothing runs beside it (`--measure` times them once more and does nothing else):
+batch 1, one thread, 64 word pieces for single texts and the task's own lengths for pairs, in every runtime; budgets are
+of the study's. Raw results go to benchmarks/results/students.json; the last line is one JSON object. About 15 minutes
+per task and 3 per student on two cores.
 """
 
 import shutil
@@ -107,7 +107,7 @@ def row(result: dict[str, Any]) -> dict[str, Any]:
 
 def scores(side: dict[str, Any]) -> dict[str, float]:
     """Of a model, on dev and on GLUE's dev files; of students how far from the teacher's answers, too."""
-    return {key: value for key, value in side.items() if key.startswith(("dev_", "glue_dev"))}
+    return {key: value for key, value in side.items() if key.startswith(("dev_", "glue_dev", "test_"))}
 
 
 def summary(found: dict[str, Any]) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
                 f"{side} {metric}": round(100 * mean(one[side][metric] for one in rows), 2)
                 for side in ("teacher", "student")
                 for metric in rows[0][side]
-                if metric.startswith("glue_dev")
+                if not metric.startswith("dev_")
             },
         }
         for group, rows in groups.items()

@@ -30,6 +30,7 @@ class Peer:
         options: For the module.
         needs: Packages of its environment; none: this project's own.
         kinds: Of tasks that it can do.
+        texts: Whether it can do single texts.
         pairs: Whether it can do pairs.
         of: The system that it is another form of, which must be fitted before.
         seeded: Whether its fit depends on a seed.
@@ -41,6 +42,7 @@ class Peer:
     options: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ("class", "score")
+    texts: bool = True
     pairs: bool = True
     of: str = ""
     seeded: bool = True
@@ -93,8 +95,13 @@ PEERS: Mapping[str, Peer] = {
         for rows in (8, 64)
     },
     **{
-        f"bag, {head}": Peer("bag", f"no layer, head {head}, our training", {"head": head})
+        name: peer
         for head in ("pool", "compare", "align")
+        for name, peer in _with_forms(
+            f"bag, {head}",
+            Peer("bag", f"no layer, head {head}, our training", {"head": head}, texts=head == "pool"),
+            "onnx", "onnx-int8",
+        ).items()
     },
     **{
         f"{kind}, {speedup}x": Peer(

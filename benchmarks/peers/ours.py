@@ -4,14 +4,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from common import STUDIES, change, make_stages
+from common import change, glue_study, make_stages
 from students import BEFORE
 from students import folder as kept
 
 from nni_bertnas.config import BudgetSettings
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure
-from nni_bertnas.study_files import parse_study, read_yaml
 from peers import teacher
 from peers.worker import Job
 
@@ -21,12 +20,10 @@ load = teacher.load
 def fit(job: Job, folder: Path) -> None:
     """See `peers`; a student of a budget that benchmarks/students.py made is taken as it is."""
     task, profile, speedup = job.said["task"], job.options.get("profile"), job.options.get("speedup")
-    raw = read_yaml(STUDIES / "glue" / f"{task}.yml")
-    study = parse_study({**raw, "profile": profile} if profile else raw)
     supernet: dict[str, Any] = {} if job.train.pairs else {"latency_length": 64}
     if speedup:
         supernet["budget"] = BudgetSettings(min_speedup=speedup)
-    run = Run(change(study, task={"data_dir": job.said["glue"]}, supernet=supernet))
+    run = Run(change(glue_study(task, job.said["glue"], profile=profile), supernet=supernet))
     student, baseline = kept(run, f"{task} {speedup or 0:g} {job.seed}"), job.options.get("baseline")
     if baseline or not student.exists():
         make_stages(run, *BEFORE)
