@@ -27,7 +27,6 @@ from nni_bertnas.stages.pace import Pace, block_candidates, measure
 from nni_bertnas.stages.run import Run, Unit
 from nni_bertnas.stages.stage import Stage, found_whole, load, trials_at_once
 from nni_bertnas.stages.students import JUDGED_ROWS
-from nni_bertnas.stages.supernet import rounds
 from nni_bertnas.store.budget import rows_within
 from nni_bertnas.store.layout import ARRAYS, Layout
 from nni_bertnas.student.latency import around
@@ -258,12 +257,11 @@ def _one_student(run: Run, sizes: Sizes, kind: str) -> Count:
 def supernet(run: Run, sizes: Sizes) -> list[Count]:
     """Latencies, finalists and shapes judged, the student, the one of half its latency, and the one without layers."""
     settings = run.study.supernet
-    judged = [(len(run.shapes), 1)] if len(run.shapes) > 1 else []
-    judged += rounds(settings.finalists) if settings.finalists > 1 else []
+    judged = (settings.finalists if settings.finalists > 1 else 0) + (len(run.shapes) if len(run.shapes) > 1 else 0)
     students = 2 if settings.half and settings.finalists > 1 else 1
     found = {kind: students * count for kind, count in _one_student(run, sizes, "student").items()}
-    found["student_step"] += sum(count * times for count, times in judged) * judged_steps(settings, sizes)
-    found["student_start"] += sum(count for count, _ in judged)
+    found["student_step"] += judged * judged_steps(settings, sizes)
+    found["student_start"] += judged
     found["latency_pass"] += _table_passes(sizes)
     if settings.bag and run.shape.static_path:
         bag = _one_student(run, sizes, "bag")

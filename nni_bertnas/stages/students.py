@@ -177,11 +177,7 @@ class StudentMaker:
         }
 
     def judge(
-        self,
-        candidates: Sequence[Candidate],
-        tracker: Tracker | None = None,
-        shape: StudentSettings | None = None,
-        times: int = 1,
+        self, candidates: Sequence[Candidate], tracker: Tracker | None = None, shape: StudentSettings | None = None
     ) -> float:
         """How near a student comes to the teacher's answers on dev after a short training: the mean squared error.
 
@@ -191,11 +187,10 @@ class StudentMaker:
             candidates: Of every block.
             tracker: Takes the metrics of every epoch.
             shape: Of the student; None: the one that all have.
-            times: As long as `supernet.search_epochs` says.
         """
         supernet = self.run.study.supernet
         rows = min(supernet.epoch_rows or JUDGED_ROWS, JUDGED_ROWS, len(self.run.train))
-        short = replace(supernet, epochs=times * supernet.search_epochs, epoch_rows=rows, last_epochs=0, patience=None)
+        short = replace(supernet, epochs=supernet.search_epochs, epoch_rows=rows, last_epochs=0, patience=None)
         before, self.shape = self.shape, shape or self.shape
         error: float = self.distil(candidates, short, tracker or Tracker(), general=False)[1][FIDELITY]
         self.shape = before

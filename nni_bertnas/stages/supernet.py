@@ -4,7 +4,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ BAG = "bag"
 HALF = "half"
 OTHER = "other"  # folder of the finalist that was trained to its end beside the searched student
 _EQUAL = 1.02  # times the least error: no more than seeds differ by
-_LAST = 4  # finalists at most in the last round of short trainings
 _log = logging.getLogger(__name__)
 
 
@@ -99,36 +98,6 @@ def finals(finalists: Sequence[tuple[float, float]]) -> list[int]:
     return [first, half[nearest([finalists[number] for number in half])]] if half else [first]
 
 
-def rounds(count: int) -> list[tuple[int, int]]:
-    """The short trainings of so many finalists: how many there are in each round, and how many times as long it is."""
-    found = [(count, 1)]
-    while found[-1][0] > _LAST:
-        found.append((max(_LAST, found[-1][0] // 2), 2 * found[-1][1]))
-    return found
-
-
-def race(count: int, judge: Callable[[int, int], float]) -> list[tuple[float, int]]:
-    """Judge finalists by successive halving (Jamieson & Talwalkar, AISTATS 2016).
-
-    Where little is learnt yet, the errors of all are alike, and a long training of all costs much: so the nearer half
-    of them is trained anew, twice as long, until there are four.
-
-    Args:
-        count: Of finalists.
-        judge: Gives the error of one, by its number, after a short training that is so many times as long.
-
-    Returns:
-        The last error of every finalist, and how many times as long its training was.
-    """
-    judged = [(math.inf, 0)] * count
-    left = list(range(count))
-    for most, times in rounds(count):
-        left = sorted(sorted(left, key=lambda number: judged[number][0])[:most])
-        for number in left:
-            judged[number] = judge(number, times), times
-    return judged
-
-
 def _cells(candidates: Sequence[Candidate]) -> dict[str, list[str]]:
     return {"cells": [spell(one.architecture) for one in candidates]}
 
@@ -146,7 +115,7 @@ def _choose(maker: StudentMaker, blocks: Sequence[Sequence[Candidate]], count: i
 
 
 def _judged(maker: StudentMaker, finalists: Sequence[Chosen], made: Result, tracker: Tracker) -> list[int]:
-    """Which finalists are trained to their end, after short trainings; see :func:`race`.
+    """Which finalists are trained to their end, after a short training of each.
 
     Args:
         maker: Of students.
@@ -156,10 +125,10 @@ def _judged(maker: StudentMaker, finalists: Sequence[Chosen], made: Result, trac
     """
     if len(finalists) == 1:
         return [0]
-    judged = race(len(finalists), lambda n, times: _error(maker, finalists[n][1], tracker.part(f"finalist{n}"), times))
-    longest = max(times for _, times in judged)
-    last = [number for number, (_, times) in enumerate(judged) if times == longest]
-    if math.isinf(min(judged[number][0] for number in last)):
+    errors = [
+        _error(maker, candidates, tracker.part(f"finalist{number}")) for number, (_, candidates) in enumerate(finalists)
+    ]
+    if math.isinf(min(errors)):
         raise PhaseError("no finalist could be trained; see the log and lower supernet.learning_rate")
     made["finalists"] = [
         {
@@ -167,19 +136,18 @@ def _judged(maker: StudentMaker, finalists: Sequence[Chosen], made: Result, trac
             "score": combination.score,
             "latency_ms": combination.latency_ms,
             FIDELITY: error if math.isfinite(error) else None,
-            "times": times,
         }
-        for (combination, candidates), (error, times) in zip(finalists, judged, strict=True)
+        for (combination, candidates), error in zip(finalists, errors, strict=True)
     ]
-    chosen = [last[n] for n in finals([(judged[number][0], finalists[number][0].latency_ms) for number in last])]
+    chosen = finals([(error, one.latency_ms) for error, (one, _) in zip(errors, finalists, strict=True)])
     bare = [not any(one.depth for one in finalists[number][1]) for number in chosen]  # a bag is trained beside anyway
     return chosen if maker.run.study.supernet.half and not bare[-1] else chosen[:1]
 
 
-def _error(maker: StudentMaker, candidates: Sequence[Candidate], tracker: Tracker, times: int) -> float:
+def _error(maker: StudentMaker, candidates: Sequence[Candidate], tracker: Tracker) -> float:
     """What :meth:`StudentMaker.judge` gives; of one that does not train the greatest there is."""
     try:
-        return maker.judge(candidates, tracker, times=times)
+        return maker.judge(candidates, tracker)
     except CandidateError as error:
         _log.warning("%s: %s", "; ".join(map(str, candidates)), error)
         return math.inf

@@ -17,7 +17,7 @@ from nni_bertnas.stages.choice import Prices, choose
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure
 from nni_bertnas.stages.students import StudentMaker
-from nni_bertnas.stages.supernet import finals, nearest, race, rounds
+from nni_bertnas.stages.supernet import finals, nearest
 from nni_bertnas.student import COSTS
 from nni_bertnas.student.cost import count_flops, count_params
 from nni_bertnas.student.latency import NOTHING, LatencyTable, OtherWork, Part
@@ -68,21 +68,6 @@ def test_the_nearest_finalist_and_the_nearest_of_half_its_latency_are_trained(
     students: list[tuple[float, float]], last: list[int]
 ) -> None:
     assert finals(students) == last and nearest(students) == last[0]
-
-
-def test_the_nearer_half_of_the_finalists_is_trained_twice_as_long_until_there_are_four() -> None:
-    assert [rounds(count) for count in (1, 4, 5)] == [[(1, 1)], [(4, 1)], [(5, 1), (4, 2)]]
-    assert rounds(20) == [(20, 1), (10, 2), (5, 4), (4, 8)]
-    early, late = (0.9, 0.8, float("inf"), 0.85, 0.7, 0.95, 0.6, 0.99), {1: 0.5, 3: 0.3, 4: 0.4, 6: 0.45}
-    asked = []
-
-    def judge(number: int, times: int) -> float:
-        asked.append((number, times))
-        return early[number] if times == 1 else late[number]
-
-    judged = race(8, judge)
-    assert asked == [*((number, 1) for number in range(8)), *((number, 2) for number in (1, 3, 4, 6))]
-    assert judged == [(late[n], 2) if n in late else (early[n], 1) for n in range(8)]
 
 
 @pytest.mark.parametrize("cost", COSTS)
