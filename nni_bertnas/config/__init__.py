@@ -191,8 +191,8 @@ class SupernetSettings:
     # besides the one that is chosen, so many along the front of predicted score and latency, an NNI trial each
     students: Natural = 0
     # so many students of unlike cells within the budget, half of them with at most half the latency of the first, are
-    # trained for a while, and the one goes on whose answers on dev are nearest to the teacher's, the fastest of those
-    # within 2 %, as scores of single blocks say little of whole students; 1: the best by scores
+    # trained for a while, and the one goes on whose answers on dev are nearest to the teacher's, as scores of
+    # single blocks say little of whole students; 1: the best by scores
     finalists: Positive = 8
     # beside the one that goes on, the best finalist of at most half its latency is trained to its end, and the nearer
     # of both is taken, the faster one within 2 %

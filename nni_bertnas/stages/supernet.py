@@ -91,11 +91,15 @@ def finals(finalists: Sequence[tuple[float, float]]) -> list[int]:
     """Which of some finalists to train to their end, given their errors after a short training, and latencies.
 
     The nearest; and of those that take at most half its latency, where there are any, the nearest, as those that learn
-    fast are not those that come nearest in the end.
+    fast are not those that come nearest in the end. Which are equal, the end tells, not so short a training.
     """
-    first = nearest(finalists)
-    half = [n for n, (error, ms) in enumerate(finalists) if ms <= finalists[first][1] / 2 and math.isfinite(error)]
-    return [first, half[nearest([finalists[number] for number in half])]] if half else [first]
+
+    def error(number: int) -> float:
+        return finalists[number][0]
+
+    first = min(range(len(finalists)), key=error)
+    half = [n for n, (_, ms) in enumerate(finalists) if ms <= finalists[first][1] / 2 and math.isfinite(error(n))]
+    return [first, min(half, key=error)] if half else [first]
 
 
 def _cells(candidates: Sequence[Candidate]) -> dict[str, list[str]]:

@@ -58,16 +58,21 @@ def test_what_cannot_be_names_the_nearest() -> None:
     [
         ([(0.5, 4.0)], [0]),
         ([(0.5, 4.0), (0.4, 3.9), (0.7, 2.0), (0.6, 1.9)], [1, 3]),  # 2.0 is more than half of 3.9
-        ([(0.5, 4.0), (0.4, 3.9), (0.605, 1.9), (0.6, 1.95)], [1, 2]),  # within 2 %: the faster
+        ([(0.5, 4.0), (0.4, 3.9), (0.605, 1.9), (0.6, 1.95)], [1, 3]),
         ([(0.5, 4.0), (0.9, 3.9), (0.4, 2.0), (0.6, 1.9)], [2]),
         ([(0.5, 4.0), (0.4, 3.9), (float("inf"), 2.0), (float("inf"), 1.9)], [1]),
-        ([(0.4, 4.0), (0.405, 3.9), (0.7, 2.0)], [1]),
+        ([(0.4, 4.0), (0.405, 3.9), (0.7, 2.0)], [0, 2]),
     ],
 )
 def test_the_nearest_finalist_and_the_nearest_of_half_its_latency_are_trained(
     students: list[tuple[float, float]], last: list[int]
 ) -> None:
-    assert finals(students) == last and nearest(students) == last[0]
+    assert finals(students) == last
+
+
+def test_the_fastest_within_two_percent_of_the_nearest_is_taken() -> None:
+    assert nearest([(0.5, 4.0)]) == 0
+    assert nearest([(0.4, 4.0), (0.407, 3.9), (0.409, 2.0)]) == 1
 
 
 @pytest.mark.parametrize("cost", COSTS)
