@@ -93,13 +93,9 @@ def finals(finalists: Sequence[tuple[float, float]]) -> list[int]:
     The nearest; and of those that take at most half its latency, where there are any, the nearest, as those that learn
     fast are not those that come nearest in the end. Which are equal, the end tells, not so short a training.
     """
-
-    def error(number: int) -> float:
-        return finalists[number][0]
-
-    first = min(range(len(finalists)), key=error)
-    half = [n for n, (_, ms) in enumerate(finalists) if ms <= finalists[first][1] / 2 and math.isfinite(error(n))]
-    return [first, min(half, key=error)] if half else [first]
+    first = min(range(len(finalists)), key=finalists.__getitem__)
+    half = [n for n, (error, ms) in enumerate(finalists) if ms <= finalists[first][1] / 2 and math.isfinite(error)]
+    return [first, min(half, key=finalists.__getitem__)] if half else [first]
 
 
 def _cells(candidates: Sequence[Candidate]) -> dict[str, list[str]]:
