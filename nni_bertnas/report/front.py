@@ -15,6 +15,7 @@ from nni_bertnas.stages.supernet import SEARCHED
 from nni_bertnas.student.selection import Combination
 
 _TITLES = {"num_params": "parameters, M", "num_flops": "MFLOPs at batch 1", "latency_ms": "ms at batch 1"}
+_MARKERS = "os^Dv"
 _UNITS = {"num_params": 1e6, "num_flops": 1e6, "latency_ms": 1.0}
 
 
@@ -56,17 +57,17 @@ def draw_front(
     Raises:
         ConfigError: matplotlib is not installed, or the file cannot be written.
     """
-    shown = [one for one in measured if cost in one.costs]
+    shown = sorted((one for one in measured if cost in one.costs), key=lambda one: -one.costs[cost])
     figure = new_figure(path, figsize=(7, 7 if shown else 4))
     axes = figure.subplots(2 if shown else 1, 1, squeeze=False)[:, 0]
     unit = _UNITS[cost]
     axes[0].step([getattr(one, cost) / unit for one in found], [one.score for one in found], where="pre", marker="o")
     axes[0].set(xlabel=_TITLES[cost], ylabel="predicted error, sum over blocks", title="predicted, the less the better")
     if shown:
-        for one in shown:
-            axes[1].scatter(one.costs[cost] / unit, 100 * one.score)
-            axes[1].annotate(one.name, (one.costs[cost] / unit, 100 * one.score), fontsize=7)
-        axes[1].margins(x=0.2)
+        for number, one in enumerate(shown):  # colours begin anew after ten
+            marker = _MARKERS[number // 10 % len(_MARKERS)]
+            axes[1].scatter(one.costs[cost] / unit, 100 * one.score, marker=marker, label=one.name)
+        axes[1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=7)  # beside, where it covers no point
         axes[1].set(xlabel=_TITLES[cost], ylabel="score on dev, %", title="measured, the more the better", xscale="log")
     save_figure(figure, path)
 

@@ -47,8 +47,20 @@ def two_layers(tmp_path_factory: pytest.TempPathFactory) -> Stores:
 # --- all pairs ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", RUNNABLE)
-@pytest.mark.parametrize("space", SPACES)
+# By default every strategy searches one space, and one strategy of each kind every space.
+QUICK = ("darts", "random", "grid")
+PAIRS = [
+    pytest.param(
+        space,
+        *one.values,
+        marks=[*one.marks, *([] if space == "layers" or one.values[0] in QUICK else [pytest.mark.long])],
+    )
+    for space in SPACES
+    for one in RUNNABLE
+]
+
+
+@pytest.mark.parametrize(("space", "strategy"), PAIRS)
 def test_every_strategy_searches_every_space(convolution: Stores, tmp_path: Path, space: str, strategy: str) -> None:
     operations, depth = ("max_pool_3", "convolution_3"), 2 - (space == "adabert")
     fields = {"space": space, "strategy": strategy, "operations": list(operations), "depths": [2]}

@@ -83,8 +83,13 @@ def small_run(root: Path, model: str, **more: Any) -> Run:
     )
 
 
-CHAINS = [*((kind, False) for kind in ("Electra", "Albert", "DebertaV2", "ModernBert", "MPNet")),
-          *((kind, True) for kind in ("DistilBert", "Roberta", "XLMRoberta", "DebertaV2"))]  # fmt: skip
+CHAINS = [
+    *((kind, False) for kind in ("Albert", "ModernBert", "MPNet")),
+    *((kind, True) for kind in ("DistilBert", "Roberta", "DebertaV2")),
+    pytest.param("Electra", False, marks=pytest.mark.long),
+    pytest.param("DebertaV2", False, marks=pytest.mark.long),
+    pytest.param("XLMRoberta", True, marks=pytest.mark.long),
+]
 
 
 @pytest.mark.parametrize(("kind", "pairs"), CHAINS)
