@@ -222,8 +222,10 @@ def measure(results: Results, task: str, place: Path, names: Sequence[str]) -> N
     """Time the fitted systems of a task in turns; of those whose seeds are alike one seed, which stands for all."""
     seeds = {
         name: [seed for seed in (0, 1, 2) if "scores" in results.data.get(f"{task} | {name} | {seed}", {})]
-        for name in names
+        for name in dict.fromkeys(["teacher", *names])  # all are put beside the teacher
     }
+    if not seeds["teacher"]:
+        raise SystemExit(f"{task}: the teacher is not fitted yet; run without --measure, --peers teacher")
     there = [(name, seed) for name, found in seeds.items() for seed in (found[:1] if PEERS[name].alike else found)]
     rows = json.loads((place / "job.json").read_text(encoding="utf-8"))["rows"]["test"]["texts"]
     numbers = np.random.default_rng(0).permutation(len(rows))[:_ROWS].tolist()

@@ -93,26 +93,28 @@ class KeepBest(pl.Callback):
         self.metric, self.noise = metric, noise
         self.model, self.judged = model, judged or (lambda: model)
         self.best = float("-inf")
-        self.epoch = 0
+        self.epoch = 0  # of all fits that it was given to
         self.metrics: dict[str, float] = {}  # of that epoch
+        self._judged = 0  # epochs
         self._weights: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Called when a training is saved."""
-        return {"best": self.best, "epoch": self.epoch, "metrics": self.metrics, "weights": self._weights}
+        names = ("best", "epoch", "metrics", "_judged", "_weights")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Called when it goes on."""
-        self.best, self.epoch, self.metrics = (state_dict[name] for name in ("best", "epoch", "metrics"))
-        self._weights = state_dict["weights"]
+        self.__dict__.update(state_dict)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called by Lightning."""
         value = float(trainer.callback_metrics[self.metric])
         if value > self.best - self.noise() and _finite(self.judged()):
-            self.best, self.epoch = max(value, self.best), trainer.current_epoch
+            self.best, self.epoch = max(value, self.best), self._judged
             self.metrics = {name: float(metric) for name, metric in trainer.callback_metrics.items()}
             self._weights = copy.deepcopy(self.judged().state_dict())
+        self._judged += 1
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called by Lightning."""
