@@ -1,11 +1,13 @@
 """Feature stores with a known answer: blocks that are exactly one cell; and searches of them."""
 
+import importlib.util
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from nni_bertnas.config import CellSettings
@@ -21,6 +23,11 @@ from search_space.listing import Space
 WIDTH = 16
 CHOICES = ("max_pool_3", "average_pool_3", "convolution_3", "zero")
 Stores = tuple[FeatureStore, FeatureStore]
+HAS_TIANSHOU = importlib.util.find_spec("tianshou") is not None
+RUNNABLE = [
+    pytest.param(name, marks=pytest.mark.skipif(name == "enas" and not HAS_TIANSHOU, reason="needs tianshou"))
+    for name in STRATEGIES
+]
 
 
 def write_planted_store(folder: Path, truth: torch.nn.Module, num_rows: int, seed: int) -> FeatureStore:

@@ -95,12 +95,12 @@ class KeepBest(pl.Callback):
         self.best = float("-inf")
         self.epoch = 0  # of all fits that it was given to
         self.metrics: dict[str, float] = {}  # of that epoch
-        self._judged = 0  # epochs
+        self._epochs = 0
         self._weights: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Called when a training is saved."""
-        names = ("best", "epoch", "metrics", "_judged", "_weights")
+        names = ("best", "epoch", "metrics", "_epochs", "_weights")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -111,10 +111,10 @@ class KeepBest(pl.Callback):
         """Called by Lightning."""
         value = float(trainer.callback_metrics[self.metric])
         if value > self.best - self.noise() and _finite(self.judged()):
-            self.best, self.epoch = max(value, self.best), self._judged
+            self.best, self.epoch = max(value, self.best), self._epochs
             self.metrics = {name: float(metric) for name, metric in trainer.callback_metrics.items()}
             self._weights = copy.deepcopy(self.judged().state_dict())
-        self._judged += 1
+        self._epochs += 1
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called by Lightning."""

@@ -1,4 +1,4 @@
-"""Every strategy on every space, and on blocks that are exactly one architecture of the space."""
+"""Every strategy on blocks that are exactly one architecture of the space."""
 
 import importlib.util
 import itertools
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from planted import CHOICES, WIDTH, Stores, make_search, plant, run_search
+from planted import CHOICES, RUNNABLE, WIDTH, Stores, make_search, plant, run_search
 from tiny import tiny_study
 
 from nni_bertnas.errors import CandidateError, ConfigError
@@ -22,16 +22,11 @@ from nni_bertnas.search.watch import architecture_weights
 from nni_bertnas.student.candidates import Candidate
 from nni_bertnas.training import cells as training
 from nni_bertnas.training.cells import CellTrainer, block_scores
-from search_space.cells import SPACES, Architecture, spell, spell_choice
+from search_space.cells import Architecture, spell, spell_choice
 from search_space.listing import Space
 from search_space.spaces import CellSpace, extract_cells
 
 pytestmark = pytest.mark.slow
-HAS_TIANSHOU = importlib.util.find_spec("tianshou") is not None
-RUNNABLE = [
-    pytest.param(name, marks=pytest.mark.skipif(name == "enas" and not HAS_TIANSHOU, reason="needs tianshou"))
-    for name in STRATEGIES
-]
 
 
 @pytest.fixture(scope="module")
@@ -42,51 +37,6 @@ def convolution(tmp_path_factory: pytest.TempPathFactory) -> Stores:
 @pytest.fixture(scope="module")
 def two_layers(tmp_path_factory: pytest.TempPathFactory) -> Stores:
     return plant(tmp_path_factory.mktemp("two"), "sequential", 2, {"layer_0": "convolution_3", "layer_1": "max_pool_3"})
-
-
-# --- all pairs ------------------------------------------------------------------------------------------------------
-
-
-# By default every strategy searches one space, and one strategy of each kind every space.
-QUICK = ("darts", "random", "grid")
-PAIRS = [
-    pytest.param(
-        space,
-        *one.values,
-        marks=[*one.marks, *([] if space == "layers" or one.values[0] in QUICK else [pytest.mark.long])],
-    )
-    for space in SPACES
-    for one in RUNNABLE
-]
-
-
-@pytest.mark.parametrize(("space", "strategy"), PAIRS)
-def test_every_strategy_searches_every_space(convolution: Stores, tmp_path: Path, space: str, strategy: str) -> None:
-    operations, depth = ("max_pool_3", "convolution_3"), 2 - (space == "adabert")
-    fields = {"space": space, "strategy": strategy, "operations": list(operations), "depths": [2]}
-    cell = tiny_study(tmp_path, cell=fields).cell
-    if space == "adabert" and strategy in ("grid", "enas"):
-        with pytest.raises(ConfigError, match="grid trains every" if strategy == "grid" else "enas cannot search"):
-            check_search(cell, 8)
-        return
-    check_search(cell, 8)
-    row = STRATEGIES[strategy]
-    given = {"samples": 3, "population": 2, "rank_limit": 6, "candidate_epochs": 1}
-    search = make_search(
-        convolution, tmp_path, strategy, operations, space=space, depth=depth, hidden_size=8, epochs=1, batch_size=48,
-        max_rows=48, options={name: value for name, value in given.items() if hasattr(row.options(), name)},
-    )  # fmt: skip
-    found = [group[0] for group in run_search(search, strategy)]
-    expected = 2 if issubclass(row.options, OneShotOptions) else {"grid": search.space.count()}.get(strategy, 3)
-    names = {spell(one.architecture) for one in found}
-    assert len(names) == len(found) == expected
-    for one in found[:3]:
-        assert (one.space, one.depth) == (space, depth)
-        assert search.space.canonical(one.architecture) == one.architecture
-        plain = search.space.build(one.architecture, WIDTH)
-        plain.load_state_dict(one.trained.state_dict())
-        assert block_scores([plain], convolution[1], [0, 1]) == pytest.approx([one.score], rel=1e-4)
-        assert (one.inherited is not None) == issubclass(row.options, OneShotOptions)
 
 
 def test_what_cannot_be_searched_is_refused_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
