@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import tiny_run
 
 from nni_bertnas import quiet_libraries
@@ -15,6 +16,7 @@ from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure
 
 quiet_libraries()
+_THREADS = torch.get_num_threads()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -26,6 +28,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "BERTNAS_LONG" not in os.environ and item.get_closest_marker("long"):
             item.add_marker(pytest.mark.skip(reason="a minute and more; set BERTNAS_LONG=1"))
     items.sort(key=lambda item: "integration" not in item.path.parts)
+
+
+def pytest_runtest_setup() -> None:
+    """Commands give the process other threads, and some processors another last bit then."""
+    torch.set_num_threads(_THREADS)
+
+
+pytest_runtest_call = pytest_runtest_setup
 
 
 @pytest.fixture(scope="session")

@@ -14,4 +14,4 @@ def export(source: Path, target: Path, rows: Rows) -> None:
     """See :class:`~nni_bertnas.deploy.export.Exporter`."""
     onnx.export(source, target, rows)
     file = target / onnx.FILE
-    quantize_dynamic(file, file, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=OPERATORS)
+    quantize_dynamic(file, file, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=OPERATORS, reduce_range=True)

@@ -35,5 +35,6 @@ def export(source: Path, target: Path, rows: Rows) -> None:
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         per_channel=True,
+        reduce_range=True,
         op_types_to_quantize=OPERATORS,
     )
