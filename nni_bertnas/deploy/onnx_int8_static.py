@@ -8,6 +8,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from nni_bertnas.data.rows import Rows
 from nni_bertnas.deploy import onnx
+from nni_bertnas.deploy.onnx_int8 import REDUCE_RANGE
 from nni_bertnas.runtime.classifier import Classifier
 
 # These alone: what is added at masked positions, the least number there is, would leave one step for all else.
@@ -35,6 +36,6 @@ def export(source: Path, target: Path, rows: Rows) -> None:
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         per_channel=True,
-        reduce_range=True,
+        reduce_range=REDUCE_RANGE,
         op_types_to_quantize=OPERATORS,
     )
