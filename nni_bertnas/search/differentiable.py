@@ -3,11 +3,12 @@
 import heapq
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from nni.nas.nn.pytorch import InputChoice
+from nni.nas.nn.pytorch import InputChoice, LayerChoice
 from nni.nas.strategy import DARTS, Proxyless
 
 from nni_bertnas.errors import ConfigError
@@ -19,6 +20,7 @@ from nni_bertnas.search.watch import (
     ArchitectureWatch,
     EfficiencyPenalty,
     OperationDropout,
+    PartialMixture,
     architecture_weights,
     probabilities,
 )
@@ -61,7 +63,10 @@ def _search(search: Search, strategy_class: Any, **more: Any) -> Found:
         arc_learning_rate=options.architecture_learning_rate,
         gradient_clip_val=search.trainer.settings.gradient_clip,
         warmup_epochs=options.warmup_epochs,
-        mutation_hooks=[_sum_all_edges],
+        mutation_hooks=[
+            _sum_all_edges,
+            *([partial(_leave_out, options.mixture_dropout)] if options.mixture_dropout else []),
+        ],
         **more,
     )
     evaluator = search.evaluator(architecture_share=options.architecture_share, callbacks=callbacks, penalty=penalty)
@@ -134,6 +139,13 @@ def _sum_all_edges(module: Any, name: str, memo: Any, options: Any) -> Any:
     is derived from the operations' probabilities."""
     if type(module) is InputChoice and module.n_chosen > 1:
         return EveryInput(module.n_candidates, module.n_chosen), True
+    return None
+
+
+def _leave_out(share: float, module: Any, name: str, memo: Any, options: Any) -> Any:
+    """NNI mutation hook: in a step of training every operation of a mixture is left out with such a probability."""
+    if type(module) is LayerChoice:
+        return PartialMixture(module.candidates, memo[module.label], module.label, share), True
     return None
 
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from nni.nas.nn.pytorch import LayerChoice
+from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nni_bertnas.ranks import from_first
 from nni_bertnas.training.trainer import pl
 from search_space.cells import Architecture
 from search_space.operations import parameter_free
@@ -127,6 +129,32 @@ class OperationDropout(pl.Callback):
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Called by Lightning."""
         self._now = self.rate * (1 - trainer.current_epoch / trainer.max_epochs)
+
+
+class PartialMixture(DifferentiableMixedLayer):
+    """A mixture some of whose operations are left out of every step of training (DropNAS, arXiv 2201.11679, section 3.2).
+
+    In a mixture of all, those of few parameters are the first to do the work, others learn only what is left over, and
+    none learns to stand alone, as one of them will. The shares of those that run are their softmax; one always runs.
+
+    Args:
+        candidates: The operations by name.
+        alpha: Their architecture weights.
+        label: Of the decision.
+        share: How probable it is that an operation is left out.
+    """
+
+    def __init__(self, candidates: Mapping[str, nn.Module], alpha: Tensor, label: str, share: float) -> None:
+        super().__init__(dict(candidates), alpha, nn.Softmax(-1), label)
+        self.share = share
+
+    def forward(self, *inputs: Any) -> Any:
+        """As any of its operations."""
+        if not self.training:
+            return super().forward(*inputs)
+        draws = from_first(torch.rand(len(self.names)))
+        kept = [n for n, draw in enumerate(draws.tolist()) if draw >= self.share] or [int(draws.argmax())]
+        return self._reduction([self[self.names[n]](*inputs) for n in kept], self._arch_alpha[kept].softmax(0))
 
 
 def _mixed_layers(supernet: nn.Module) -> Iterator[Any]:

@@ -1,5 +1,6 @@
 """What watches and guards a differentiable search."""
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,10 @@ from nni.nas.oneshot.pytorch.profiler import ExpectationProfilerPenalty
 from nni.nas.profiler.pytorch.flops import NumParamsProfiler
 from nni.nas.strategy import DARTS
 from planted import CHOICES, Stores, make_search, plant, run_search
+from tiny import tiny_study
 
-from nni_bertnas.search.differentiable import _sum_all_edges
+from nni_bertnas.errors import ConfigError
+from nni_bertnas.search.differentiable import _leave_out, _sum_all_edges
 from nni_bertnas.search.strategies import STRATEGIES
 from nni_bertnas.search.watch import (
     EfficiencyPenalty,
@@ -135,6 +138,40 @@ def test_operation_dropout_holds_pools_back_in_a_search(convolution: Stores, tmp
     search = make_search(convolution, tmp_path, "darts", epochs=1, options={"operation_dropout": 0.8})
     for group in run_search(search, "darts"):
         assert not any(module._forward_hooks for module in group[0].trained.modules())
+
+
+@pytest.mark.parametrize("share", [0.5, 0.99])
+def test_a_partial_mixture_leaves_operations_out_of_training_alone(share: float) -> None:
+    torch.manual_seed(0)
+    own = CellSpace(space="sequential", depth=1, teacher_size=8, hidden_size=8, operations=CHOICES)
+    mixed = DARTS(mutation_hooks=[partial(_leave_out, share)]).mutate_model(own)
+    ((_, (names, alpha)),) = architecture_weights(mixed).items()
+    choice = mixed.cells[0].body.layers[0].operation
+    alpha.data.normal_()
+    x, mask = torch.randn(4, 5, 8), torch.ones(4, 5, dtype=torch.bool)
+    alone = torch.stack([choice[name](x, mask) for name in names])
+    counts = []
+    for _ in range(200):
+        ran: list[str] = []
+        hooks = [choice[name].register_forward_hook(lambda *_, name=name: ran.append(name)) for name in names]
+        made = choice.train()(x, mask)
+        for hook in hooks:
+            hook.remove()
+        numbers = [names.index(name) for name in ran]
+        expected = (alpha[numbers].softmax(0)[:, None, None, None] * alone[numbers]).sum(0)
+        torch.testing.assert_close(made, expected)
+        counts.append(len(ran))
+    assert min(counts) == 1 and np.mean(counts) == pytest.approx(4 * (1 - share) + share**4, abs=0.2)
+    whole = (alpha.softmax(0)[:, None, None, None] * alone).sum(0)
+    torch.testing.assert_close(choice.eval()(x, mask), whole)
+
+
+@pytest.mark.slow
+def test_a_search_with_a_partial_mixture_finds_the_planted_layer(convolution: Stores, tmp_path: Path) -> None:
+    search = make_search(convolution, tmp_path, "darts", epochs=6, options={"mixture_dropout": 0.5})
+    assert run_search(search, "darts")[0][0].architecture == {"layer_0": "convolution_3"}
+    with pytest.raises(ConfigError, match="mixture_dropout is for darts alone"):
+        tiny_study(tmp_path, cell={"strategy": "proxyless", "options": {"mixture_dropout": 0.5}})
 
 
 def test_collapse_names_the_operations() -> None:
