@@ -150,17 +150,16 @@ def test_a_partial_mixture_leaves_operations_out_of_training_alone(share: float)
     alpha.data.normal_()
     x, mask = torch.randn(4, 5, 8), torch.ones(4, 5, dtype=torch.bool)
     alone = torch.stack([choice[name](x, mask) for name in names])
+    numbers: list[int] = []
+    for number, name in enumerate(names):
+        choice[name].register_forward_hook(lambda *_, number=number: numbers.append(number))
     counts = []
     for _ in range(200):
-        ran: list[str] = []
-        hooks = [choice[name].register_forward_hook(lambda *_, name=name: ran.append(name)) for name in names]
+        numbers.clear()
         made = choice.train()(x, mask)
-        for hook in hooks:
-            hook.remove()
-        numbers = [names.index(name) for name in ran]
         expected = (alpha[numbers].softmax(0)[:, None, None, None] * alone[numbers]).sum(0)
         torch.testing.assert_close(made, expected)
-        counts.append(len(ran))
+        counts.append(len(numbers))
     assert min(counts) == 1 and np.mean(counts) == pytest.approx(4 * (1 - share) + share**4, abs=0.2)
     whole = (alpha.softmax(0)[:, None, None, None] * alone).sum(0)
     torch.testing.assert_close(choice.eval()(x, mask), whole)
