@@ -132,7 +132,7 @@ class OperationDropout(pl.Callback):
 
 
 class PartialMixture(DifferentiableMixedLayer):
-    """A mixture some of whose operations are left out of every step of training (DropNAS, arXiv 2201.11679, section 3.2).
+    """A mixture, some operations of which are left out of every step of training (DropNAS, arXiv 2201.11679).
 
     In a mixture of all, those of few parameters are the first to do the work, others learn only what is left over, and
     none learns to stand alone, as one of them will. The shares of those that run are their softmax; one always runs.
