@@ -24,6 +24,7 @@ from nni_bertnas.search.watch import (
     architecture_weights,
     probabilities,
 )
+from nni_bertnas.student.candidates import kind_of, kinds_first
 from search_space.cells import Architecture, Choice
 from search_space.listing import Space
 from search_space.spaces import CellSpace, EveryInput
@@ -121,17 +122,22 @@ def perturbation(
 
 
 def _affordable(search: Search, distribution: Mapping[str, Mapping[str, float]]) -> list[Architecture]:
-    """The most probable architectures that are cheap enough, as many as are kept."""
-    count = _LIKELY if search.limited else search.candidates
+    """The most probable architectures that are cheap enough, as many as are kept; of a mixture one of every kind first.
+
+    What the mixture knows of kinds is least to be trusted: its most probable ones are all of one kind, which training
+    each for a while then cannot put right.
+    """
+    assert isinstance(search.options, DifferentiableOptions)
+    count = _LIKELY if search.limited or search.options.MIXES else search.candidates
     likely = most_probable(search.space, distribution, count)
-    found = [architecture for architecture in likely if search.affordable(architecture)][: search.candidates]
+    found = [architecture for architecture in likely if search.affordable(architecture)]
     if not found:
         assert search.costs is not None and search.costs.most is not None
         raise ConfigError(
             f"cell.max_cost {search.costs.most:g} is under the cost of all {count:,} most probable architectures; "
             "raise it, set cell.options.cost_weight, or set cell.options.ranking to weights"
         )
-    return found
+    return (kinds_first(found, kind_of) if search.options.MIXES else found)[: search.candidates]
 
 
 def _sum_all_edges(module: Any, name: str, memo: Any, options: Any) -> Any:

@@ -140,6 +140,17 @@ def test_an_operation_is_worth_what_its_absence_harms(
         tiny_study(tmp_path, cell={"strategy": "gumbel_darts", "options": {"ranking": "perturbation"}})
 
 
+def test_a_mixture_gives_candidates_of_unlike_kinds(
+    convolution: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = {"convolution_5": 0.4, "convolution_1": 0.3, "max_pool_3": 0.1, "average_pool_3": 0.08,
+              "convolution_3": 0.07, "zero": 0.05}  # fmt: skip
+    monkeypatch.setattr(differentiable, "perturbation", lambda *_: {"layer_0": shares})
+    search = make_search(convolution, tmp_path, "darts", tuple(shares), candidates=4, epochs=1)
+    found = [group[0].architecture["layer_0"] for group in STRATEGIES["darts"].load()(search).groups]
+    assert found == ["convolution_5", "max_pool_3", "zero", "convolution_1"]
+
+
 def test_trial_strategies_try_no_architecture_twice(convolution: Stores, tmp_path: Path) -> None:
     """More samples than there are architectures: every one is tried once, and the search ends."""
     for strategy in ("random", "evolution", "tpe"):
