@@ -51,6 +51,23 @@ def proxyless(search: Search) -> Found:
 
 
 def _search(search: Search, strategy_class: Any, **more: Any) -> Found:
+    assert isinstance(search.options, DifferentiableOptions)
+    supernet, penalty = train_supernet(search, strategy_class, **more)
+    if search.options.ranking == "weights":
+        return best_paths(search, supernet)
+    by_harm = search.options.ranking == "perturbation"
+    likely = _affordable(search, perturbation(search, supernet, penalty) if by_harm else probabilities(supernet))
+    return train_on(search, supernet, [(one, inherited_score(search, supernet, one)) for one in likely])
+
+
+def train_supernet(search: Search, strategy_class: Any, **more: Any) -> tuple[CellSpace, EfficiencyPenalty | None]:
+    """A supernet with its weights and architecture trained, and the penalty that was part of its loss.
+
+    Args:
+        search: Whose options are those of a differentiable strategy.
+        strategy_class: NNI's.
+        more: Arguments of that.
+    """
     options = search.options
     assert isinstance(options, DifferentiableOptions)
     callbacks: list[Any] = [ArchitectureWatch(options.stable_epochs, options.warmup_epochs)]
@@ -72,13 +89,7 @@ def _search(search: Search, strategy_class: Any, **more: Any) -> Found:
     )
     evaluator = search.evaluator(architecture_share=options.architecture_share, callbacks=callbacks, penalty=penalty)
     search.run(space, evaluator, strategy, "raw")
-    if options.ranking == "weights":
-        return best_paths(search, strategy.supernet)
-    by_harm = options.ranking == "perturbation"
-    shares = perturbation(search, strategy.supernet, penalty) if by_harm else probabilities(strategy.supernet)
-    likely = _affordable(search, shares)
-    chosen = [(architecture, inherited_score(search, strategy.supernet, architecture)) for architecture in likely]
-    return train_on(search, strategy.supernet, chosen)
+    return strategy.supernet, penalty
 
 
 @torch.no_grad()
