@@ -1,11 +1,12 @@
 """What to keep of a trained DARTS supernet: one training a seed, several rules, each rule's cell trained alone.
 
     python benchmarks/darts.py --glue GLUE_FOLDER [--tasks mrpc] [--seeds 0 1 2 3 4] [--epochs 2] [--dropout 0]
-        [--threads 2]
+        [--evolution] [--random 8] [--study-seed 0] [--threads 2]
 
-Block, space and limit are those of search_quality.py, whose random cells and evolution (`--strategies evolution`) are
-what to compare with. A rule says how probable operations are (the softmax of the architecture weights, or what taking
-one out harms; with --dropout the inherited scores of all paths, too), and whether the candidates are the best or, as
+Block, space and limit are those of search_quality.py. All seeds of a search work on one teacher, which is of the seed
+of the study; what is compared with is on the same: evolution (20 samples), and random cells of three quarters of the
+allowed size or more. A rule says how probable operations are (the softmax of the architecture weights, or what taking
+one out harms), and whether the candidates are the best or, as
 the product does it, of every kind of cell the best first. Three are trained for an epoch from the supernet's weights;
 the best is trained from fresh weights for four. What is finished is not done again. Raw results go to
 benchmarks/results/darts.json; the last line is one JSON object: by task and rule the block scores by seed.
@@ -13,6 +14,7 @@ benchmarks/results/darts.json; the last line is one JSON object: by task and rul
 
 import dataclasses
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,15 +23,10 @@ from common import RESULTS, Results, finish, options_parser, start
 from nni.nas.strategy import DARTS
 
 from nni_bertnas.search.differentiable import most_probable, perturbation, train_supernet
-from nni_bertnas.search.one_shot import rank_paths
-from nni_bertnas.search.search import Search
-from nni_bertnas.search.strategies import DartsOptions
+from nni_bertnas.search.search import Search, mean_score
+from nni_bertnas.search.strategies import STRATEGIES, DartsOptions
 from nni_bertnas.search.watch import probabilities
-from nni_bertnas.stages.cells import make_search
-from nni_bertnas.stages.run import Run
-from nni_bertnas.stages.stage import ensure
 from nni_bertnas.student.candidates import kind_of, kinds_first
-from nni_bertnas.training.trainer import pl
 from search_space.cells import Architecture, spell
 from search_space.spaces import extract_cells
 
@@ -41,29 +38,45 @@ def main() -> None:
     parser = options_parser(__doc__, tasks=("mrpc",), seeds=(0, 1, 2, 3, 4))
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--dropout", type=float, default=0.0, help="cell.options.mixture_dropout")
+    parser.add_argument("--evolution", action="store_true", help="evolution in place of DARTS")
+    parser.add_argument("--random", type=int, default=0, help="random cells, before anything else")
+    parser.add_argument("--study-seed", type=int, default=0, help="of the teacher, and of cells trained alone")
+    parser.add_argument("--output", type=Path, default=RESULTS / "darts.json")
     options = parser.parse_args()
     options.space, options.depth, options.max_params = "layers", 3, 230_000
     start(options.threads)
-    results = Results(RESULTS / "darts.json")
+    results = Results(options.output)
+    how = "evolution" if options.evolution else f"{options.epochs} epochs, dropout {options.dropout:g}"
     for task in options.tasks:
+        name = f"{task}, teacher {options.study_seed}"
+        for cell in quality.random_cells(open_search(task, 0, options), options.random, options.max_params):
+            results[f"{name} / random / {spell(cell)}"] = alone(results, task, cell, options)
         for seed in options.seeds:
-            key = f"{task} / {options.epochs} epochs, dropout {options.dropout:g} / seed {seed}"
+            key = f"{name} / {how} / seed {seed}"
             if key not in results:
-                results[key] = one_seed(results, task, seed, options)
-                print(key, results.data[key]["takes"], flush=True)
+                results[key] = (evolved if options.evolution else one_seed)(results, task, seed, options)
+                print(key, results.data[key], flush=True)
     finish(summary(results.data))
 
 
 def open_search(task: str, seed: int, options: Any) -> Search:
     """A search of the block whose supernet trains for so many epochs."""
-    run = Run(quality.make_study(task, options, seed, "darts"))
-    ensure(run, "features")
-    pl.seed_everything(seed, verbose=False)
-    search = make_search(run, quality.BLOCK, options.depth)
-    search.trainer.settings = dataclasses.replace(search.trainer.settings, epochs=options.epochs)
-    assert isinstance(search.options, DartsOptions)
-    darts = dataclasses.replace(search.options, mixture_dropout=options.dropout)
-    return dataclasses.replace(search, options=darts)
+    strategy = "evolution" if options.evolution else "darts"
+    study = quality.make_study(task, options, options.study_seed, strategy)
+    search = quality.open_search(study, seed, options)
+    if isinstance(search.options, DartsOptions):
+        search.trainer.settings = dataclasses.replace(search.trainer.settings, epochs=options.epochs)
+        darts = dataclasses.replace(search.options, mixture_dropout=options.dropout)
+        search = dataclasses.replace(search, options=darts)
+    return search
+
+
+def evolved(results: Results, task: str, seed: int, options: Any) -> dict[str, Any]:
+    """The best of 20 architectures, an epoch each."""
+    search, before = open_search(task, seed, options), time.perf_counter()
+    best = min(STRATEGIES["evolution"].load()(search).groups, key=mean_score)[0].architecture
+    seconds = time.perf_counter() - before
+    return {"seconds": seconds, "takes": {"evolution": [spell(best), alone(results, task, best, options)]}}
 
 
 def one_seed(results: Results, task: str, seed: int, options: Any) -> dict[str, Any]:
@@ -79,9 +92,6 @@ def one_seed(results: Results, task: str, seed: int, options: Any) -> dict[str, 
         before = time.perf_counter()
         ranked[rule] = [one for one in most_probable(search.space, shares(), 5000) if search.affordable(one)]
         row[f"{rule}_seconds"] = time.perf_counter() - before
-    if options.dropout:
-        paths = sorted(rank_paths(search, supernet).values(), key=lambda path: path[1])
-        ranked["weights"] = [architecture for architecture, _ in paths]
     rules = {rule: found[:_COUNT] for rule, found in ranked.items()}
     rules |= {f"{rule}, unlike": kinds_first(found, kind_of)[:_COUNT] for rule, found in ranked.items()}
     trained: dict[str, float] = {}
@@ -97,10 +107,9 @@ def one_seed(results: Results, task: str, seed: int, options: Any) -> dict[str, 
 
 def alone(results: Results, task: str, architecture: Architecture, options: Any) -> float:
     """The block score after four epochs from fresh weights of seed 0."""
-    key = f"{task} / cell / {spell(architecture)}"
+    key = f"{task}, teacher {options.study_seed} / cell / {spell(architecture)}"
     if key not in results:
-        search = open_search(task, 0, options)
-        results[key] = quality.train_alone(search, architecture, 4, 0)
+        results[key] = quality.train_alone(open_search(task, 0, options), architecture, 4, 0)
     return float(results.data[key])
 
 

@@ -3,11 +3,11 @@
     python benchmarks/search_quality.py --glue GLUE_FOLDER [--tasks mrpc stsb sst2] [--seeds 0 1 2] [--strategies ...]
         [--space layers] [--depth 3] [--searches-only] [--minutes 30] [--threads 2]
 
-The teacher is MiniLM, fine-tuned on the whole task; features of all rows of MRPC and STS-B and of 10,000 of SST-2. One
-block (layers 2 to 4) is searched at width 128, and no cell may have more than --max-params parameters in its
-operations. Every strategy runs through NNI with the settings in STRATEGIES, of about equal wall time; its best
-architecture is then trained from fresh weights for --final-epochs epochs, just as 20 random cells of three quarters of
-the allowed size or more, and every uniform cell within it. Block scores are on rows held out of train.
+The teacher is MiniLM, fine-tuned on the whole task, the same for all seeds; features of all rows of MRPC and STS-B and
+of 10,000 of SST-2. One block (layers 2 to 4) is searched at width 128, and no cell may have more than --max-params
+parameters in its operations. Every strategy runs through NNI with the settings in STRATEGIES, of about equal wall time;
+its best architecture is then trained from fresh weights for --final-epochs epochs, just as 20 random cells of three
+quarters of the allowed size or more, and every uniform cell within it. Block scores are on rows held out of train.
 
 What is finished is not done again, so it can be run in pieces; --minutes stops it after the work in hand. Everything
 goes to runs/search_quality.json; benchmarks/results/search_quality.json has it without the inherited scores of cells
@@ -18,6 +18,7 @@ import argparse
 import random
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -105,12 +106,19 @@ def uniform_cells(search: Search) -> list[Architecture]:
     return [cell for cell in uniform_architectures(search.space).values() if search.affordable(cell)]
 
 
-def run_search(study: Study, options: argparse.Namespace) -> dict[str, Any]:
-    """One search, and its best architecture trained alone."""
+def open_search(study: Study, seed: int, options: argparse.Namespace) -> Search:
+    """A search of one seed; the teacher is of the study's, so that all seeds have the same."""
     run = Run(study)
     ensure(run, "features")
-    pl.seed_everything(study.seed, verbose=False)
-    search = make_search(run, BLOCK, options.depth)
+    pl.seed_everything(seed, verbose=False)
+    search = replace(make_search(run, BLOCK, options.depth), seed=seed)
+    search.trainer.seed = seed
+    return search
+
+
+def run_search(study: Study, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """One search, and its best architecture trained alone."""
+    search = open_search(study, seed, options)
     begin = time.perf_counter()
     found = ROWS[study.cell.strategy].load()(search)
     seconds = time.perf_counter() - begin
@@ -121,7 +129,7 @@ def run_search(study: Study, options: argparse.Namespace) -> dict[str, Any]:
         "num_params": cost(search, best),
         "searched_score": mean_score(groups[0]),
         "seconds": seconds,
-        "score": train_alone(search, best, options.final_epochs, study.seed),
+        "score": train_alone(search, best, options.final_epochs, seed),
         "candidates": [[spell(one.architecture), one.inherited, one.score] for (one,) in groups],
         "paths": {name: score for name, (_, score) in found.paths.items()},
     }
@@ -134,9 +142,9 @@ def units(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[
             if seed == options.seeds[0] and not options.searches_only:
                 yield from cells_alone(task, options)
             for strategy in options.strategies:
-                study = make_study(task, options, seed, strategy)
+                study = make_study(task, options, strategy=strategy)
                 name = f"{options.prefix}{task} / {strategy} / seed {seed}"
-                yield name, lambda study=study: run_search(study, options)  # type: ignore[misc]
+                yield name, lambda study=study, seed=seed: run_search(study, seed, options)  # type: ignore[misc]
 
 
 def cells_alone(task: str, options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
