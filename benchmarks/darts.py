@@ -6,10 +6,10 @@
 Block, space and limit are those of search_quality.py. All seeds of a search work on one teacher, which is of the seed
 of the study; what is compared with is on the same: evolution (20 samples), and random cells of three quarters of the
 allowed size or more. A rule says how probable operations are (the softmax of the architecture weights, or what taking
-one out harms), and whether the candidates are the best or, as
-the product does it, of every kind of cell the best first. Three are trained for an epoch from the supernet's weights;
-the best is trained from fresh weights for four. What is finished is not done again. Raw results go to
-benchmarks/results/darts.json; the last line is one JSON object: by task and rule the block scores by seed.
+one out harms), and whether the candidates are the best or, as the product does it, of every kind of cell the best
+first. Three are trained for an epoch from the supernet's weights; the best is trained from fresh weights for four. What
+is finished is not done again. Raw results go to benchmarks/results/darts.json; the last line is one JSON object: by
+task and rule the block scores by seed.
 """
 
 import dataclasses

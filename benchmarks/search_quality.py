@@ -149,9 +149,7 @@ def units(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[
 
 def cells_alone(task: str, options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Uniform and random cells, each trained from fresh weights."""
-    run = Run(make_study(task, options))
-    ensure(run, "features")
-    search = make_search(run, BLOCK, options.depth)
+    search = open_search(make_study(task, options), 0, options)
     cells = [("uniform cell", cell) for cell in uniform_cells(search)]
     cells += [("random cell", cell) for cell in random_cells(search, RANDOM_CELLS, options.max_params)]
     for kind, cell in cells:
