@@ -19,6 +19,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -116,8 +117,9 @@ def open_search(study: Study, seed: int, options: argparse.Namespace) -> Search:
     return search
 
 
-def run_search(study: Study, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def run_search(task: str, strategy: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """One search, and its best architecture trained alone."""
+    study = make_study(task, options, strategy=strategy)
     search = open_search(study, seed, options)
     begin = time.perf_counter()
     found = ROWS[study.cell.strategy].load()(search)
@@ -142,9 +144,8 @@ def units(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[
             if seed == options.seeds[0] and not options.searches_only:
                 yield from cells_alone(task, options)
             for strategy in options.strategies:
-                study = make_study(task, options, strategy=strategy)
                 name = f"{options.prefix}{task} / {strategy} / seed {seed}"
-                yield name, lambda study=study, seed=seed: run_search(study, seed, options)  # type: ignore[misc]
+                yield name, partial(run_search, task, strategy, seed, options)
 
 
 def cells_alone(task: str, options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
@@ -205,11 +206,6 @@ def summary(data: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]
             if not ones:
                 continue
             scores = [one["score"] for one in ones]
-            taus = []
-            for one in ones:
-                pairs = [(one["paths"][name], score) for name, score in alone.items() if name in one["paths"]]
-                if len(pairs) >= 10:
-                    taus.append({"tau": float(kendalltau(*zip(*pairs, strict=True)).statistic), "cells": len(pairs)})
             row[strategy] = {
                 "score": mean(scores),
                 "scores": scores,
@@ -217,10 +213,30 @@ def summary(data: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]
                 "seconds": mean(one["seconds"] for one in ones),
                 "num_params": mean(one["num_params"] for one in ones),
                 "beats": mean(mean(score < other for other in chance.values()) for score in scores) if chance else None,
-                "kendall_tau": taus,
+                "kendall_tau": list(filter(None, (inherited_ranks(one["paths"], alone) for one in ones))),
             }
         result[task] = row
     return result
+
+
+def inherited_ranks(paths: dict[str, float], alone: dict[str, float]) -> dict[str, Any]:
+    """Kendall's tau of inherited scores and those after training alone, of all cells and of those alike.
+
+    Alike are cells with as many attention layers; of each kind the mean scores stand beside its tau.
+    """
+    cells = [name for name in alone if name in paths]
+    if len(cells) < 10:
+        return {}
+
+    def one(names: list[str]) -> dict[str, float]:
+        scores = [paths[name] for name in names], [alone[name] for name in names]
+        tau = float(kendalltau(*scores).statistic)
+        return {"cells": len(names), "tau": tau, "inherited": mean(scores[0]), "alone": mean(scores[1])}
+
+    kinds: dict[int, list[str]] = {}
+    for name in cells:
+        kinds.setdefault(name.count("attention"), []).append(name)
+    return {**one(cells), "attentions": {kind: one(kinds[kind]) for kind in sorted(kinds) if len(kinds[kind]) > 2}}
 
 
 def plot(result: dict[str, Any], data: dict[str, Any], options: argparse.Namespace, path: Path) -> None:
