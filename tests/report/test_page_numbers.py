@@ -220,7 +220,11 @@ def test_what_one_answer_to_all_rows_scores() -> None:
                       kind="classification")  # fmt: skip
     assert own.constant("accuracy") == 0.75 and own.constant("matthews") == 0
     assert own.constant("accuracy_f1") == pytest.approx((0.75 + 6 / 7) / 2)
-    assert replace(own, kind="regression").constant("pearson") is None
+    assert replace(own, kind="regression", labels=labels + 0.5).constant("pearson") == 0
+    sets = replace(own, kind="multi_label", labels=np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [1, 0, 0]]))
+    assert sets.constant("exact_match") == 0.5  # the commonest set, {0}
+    assert sets.constant("micro_f1") == pytest.approx(2 * 5 / (8 + 5))  # labels 0 and 1
+    assert sets.constant("macro_f1") == pytest.approx((6 / 7 + 4 / 6 + 0) / 3)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """What teacher and student say of the rows of a split, predicted once and kept."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,12 +49,21 @@ class Predictions:
             return found[:, 0]
         return found.argmax(1) if self.kind == "classification" else (found > 0.5).astype(int)
 
-    def constant(self, metric: str) -> float | None:
-        """What the best class would score as the answer to all rows; None where rows have scores or sets."""
-        if self.kind != "classification":
-            return None
-        answers = (np.full_like(self.labels, label) for label in np.unique(self.labels))
-        return max(METRICS[metric].compute(self.labels, one) for one in answers)
+    def constant(self, metric: str) -> float:
+        """What the best one answer to all rows would score: a class, the mean, or of sets the commonest or such labels.
+
+        Such labels are the so many that most rows have.
+        """
+        answers: Iterable[Any]
+        if self.kind == "regression":
+            answers = [self.labels.mean()]
+        elif self.kind == "classification":
+            answers = np.unique(self.labels)
+        else:
+            sets, counts = np.unique(self.labels, axis=0, return_counts=True)
+            places = (-self.labels.sum(0)).argsort(kind="stable").argsort()
+            answers = [sets[counts.argmax()], *(places < count for count in range(1, len(places) + 1))]
+        return max(METRICS[metric].compute(self.labels, np.zeros_like(self.labels) + one) for one in answers)
 
 
 def predict_splits(run: Run, student: Path, splits: list[str], kind: str) -> dict[str, Predictions]:

@@ -23,7 +23,7 @@ class Facts:
         speedup: Over the teacher.
         missed: Limits of the budget that are not kept, in words.
         bare: Score and latency in ms of the student without layers on the same split; None where there is none.
-        constant: Score of the best class as the answer to all rows; None where there is none.
+        constant: Score of the best one answer to all rows; None where rows are not there.
     """
 
     metric: str
