@@ -47,7 +47,8 @@ def fit_linear(job: Job, embed: Embed, folder: Path) -> None:
     scaler = MaxAbsScaler if scipy.sparse.issparse(train) else StandardScaler
     tried = [make_pipeline(scaler(), one).fit(train, _labels(job, job.train.labels)) for one in _models(job)]
     best = max(tried, key=lambda one: one.score(dev, _labels(job, job.dev.labels)))
-    (folder / FILE).write_bytes(pickle.dumps(best))
+    # Answers of a regressor lie where labels do: words that few rows have lead a sparse one far out.
+    (folder / FILE).write_bytes(pickle.dumps((best, min(job.train.labels), max(job.train.labels))))
 
 
 def _models(job: Job) -> Iterable[Any]:
@@ -70,7 +71,7 @@ class Linear:
 
     def __init__(self, job: Job, embed: Embed, folder: Path) -> None:
         self.classes, self.embed = job.classes, embed
-        self.model = pickle.loads((folder / FILE).read_bytes())
+        self.model, *self.range = pickle.loads((folder / FILE).read_bytes())
 
     def encode(self, texts: list[str], pairs: list[str] | None) -> Any:
         """The texts as they are."""
@@ -79,5 +80,6 @@ class Linear:
     def answer(self, encoded: Any) -> np.ndarray:
         """See `Model`."""
         vectors = compare(self.embed, *encoded)
-        found: np.ndarray = self.model.predict_proba(vectors) if self.classes else self.model.predict(vectors)[:, None]
-        return found
+        if self.classes:
+            return np.asarray(self.model.predict_proba(vectors))
+        return np.clip(self.model.predict(vectors), *self.range)[:, None]
