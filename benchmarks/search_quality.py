@@ -77,7 +77,7 @@ def make_study(name: str, options: argparse.Namespace, seed: int = 0, strategy: 
         "max_rows": None,
     }
     study = glue_study(name, options.glue, MAX_TRAIN_ROWS.get(name))
-    return change(study, seed=seed, student={"hidden_size": 128}, cell=settings)
+    return change(study, seed=seed, student={"hidden_size": 128}, cell=settings, transfer={"reviews": 0})
 
 
 def train_alone(search: Search, architecture: Architecture, epochs: int, seed: int) -> float:

@@ -88,7 +88,9 @@ PEERS: Mapping[str, Peer] = {
         seeded=False,
     ),
     "model2vec": Peer("model2vec_", "distilled from the encoder, a linear classifier", needs=_MODEL2VEC, seeded=False),
-    "model2vec, trained": Peer("model2vec_trained", "distilled from the encoder, its own training", needs=_MODEL2VEC, kinds=_CLASSES),
+    "model2vec, trained": Peer(
+        "model2vec_trained", "distilled from the encoder, its own training", needs=_MODEL2VEC, kinds=_CLASSES
+    ),
     "StaticEmbedding": Peer("static_embedding", "the encoder's word vectors and a head, trained", needs=_TORCH),
     **{
         f"SetFit {rows}": Peer("setfit_", f"{rows} rows a class", {"rows": rows}, _SETFIT, _CLASSES, pairs=False)
