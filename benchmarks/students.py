@@ -42,13 +42,22 @@ def main() -> None:
     start(arguments.threads)
     results = Results(RESULTS / "students.json")
     for name in arguments.tasks:
-        study = glue_study(name, arguments.glue)
-        if not Run(study).task.pairs:
-            study = change(study, supernet={"latency_length": 64})
+        study = shipped(name, arguments.glue)
         if not arguments.measure:
             make(results, name, study, arguments.speedups, arguments.seeds)
         measure(results, name, Run(study))
     finish(summary(results.data))
+
+
+def shipped(task: str, glue: str, profile: str | None = None) -> Study:
+    """A study as it is shipped, or of a profile, single texts timed at 64 word pieces."""
+    study = glue_study(task, glue, profile=profile)
+    return study if Run(study).task.pairs else change(study, supernet={"latency_length": 64})
+
+
+def under(study: Study, speedup: float) -> Study:
+    """A study whose students have so many times the teacher's speed at least."""
+    return change(study, supernet={"budget": BudgetSettings(min_speedup=speedup)})
 
 
 def make(results: Results, name: str, study: Study, speedups: Sequence[float], seeds: Sequence[int]) -> None:
@@ -57,7 +66,7 @@ def make(results: Results, name: str, study: Study, speedups: Sequence[float], s
     make_stages(Run(study), *BEFORE)
     print(name, "search and what comes before", f"{time.perf_counter() - before:.0f} s", flush=True)
     for speedup in speedups:
-        run = Run(change(study, supernet={"budget": BudgetSettings(min_speedup=speedup)}))
+        run = Run(under(study, speedup))
         for seed in seeds:
             key = f"{name} {speedup:g} {seed}"
             if key not in results:

@@ -2,13 +2,11 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
-from common import change, glue_study, make_stages
-from students import BEFORE
+from common import make_stages
+from students import BEFORE, shipped, under
 from students import folder as kept
 
-from nni_bertnas.config import BudgetSettings
 from nni_bertnas.stages.run import Run
 from nni_bertnas.stages.stage import ensure
 from peers import teacher
@@ -20,10 +18,8 @@ load = teacher.load
 def fit(job: Job, folder: Path) -> None:
     """See `peers`; a student of a budget that benchmarks/students.py made is taken as it is."""
     task, profile, speedup = job.said["task"], job.options.get("profile"), job.options.get("speedup")
-    supernet: dict[str, Any] = {} if job.train.pairs else {"latency_length": 64}
-    if speedup:
-        supernet["budget"] = BudgetSettings(min_speedup=speedup)
-    run = Run(change(glue_study(task, job.said["glue"], profile=profile), supernet=supernet))
+    study = shipped(task, job.said["glue"], profile)
+    run = Run(under(study, speedup) if speedup else study)
     student, baseline = kept(run, f"{task} {speedup or 0:g} {job.seed}"), job.options.get("baseline")
     if baseline or not student.exists():
         make_stages(run, *BEFORE)

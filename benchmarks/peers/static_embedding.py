@@ -1,6 +1,6 @@
 """sentence-transformers' StaticEmbedding, started from the encoder's word vectors, trained with a small head.
 
-Scores of pairs are learnt as its documentation does, by the cosine of two vectors.
+Scores of pairs are the cosine of two vectors, as in its CosineSimilarityLoss, of the labels' range.
 """
 
 from pathlib import Path
@@ -23,8 +23,8 @@ _FILE, _EPOCHS, _BATCH = "model.safetensors", 6, 64
 class _Net(nn.Module):
     def __init__(self, static: StaticEmbedding, job: Job) -> None:
         super().__init__()
-        self.static, self.pairs, self.scores = static, job.train.pairs is not None, not job.classes
-        self.line = nn.Linear(1, 1)
+        self.static, self.pairs = static, job.train.pairs is not None
+        self.range = None if job.classes else (min(job.train.labels), max(job.train.labels))
         width = static.embedding.embedding_dim
         read = 2 * width + 1 if self.pairs else width
         self.head = nn.Sequential(nn.Linear(read, 256), nn.ReLU(), nn.Dropout(0.1), nn.Linear(256, job.num_labels))
@@ -37,8 +37,9 @@ class _Net(nn.Module):
         if self.pairs:
             first, second = vectors
             cosine = F.cosine_similarity(first, second)[:, None]
-            if self.scores:
-                return self.line(cosine)
+            if self.range:
+                low, high = self.range
+                return low + (high - low) * cosine
             return self.head(torch.cat([(first - second).abs(), first * second, cosine], 1))
         return self.head(vectors[0])
 
