@@ -1,7 +1,7 @@
 """What to keep of a trained DARTS supernet: one training a seed, several rules, each rule's cell trained alone.
 
-    python benchmarks/darts.py --glue GLUE_FOLDER [--tasks mrpc] [--seeds 0 1 2 3 4] [--epochs 2] [--dropout 0]
-        [--evolution] [--random 8] [--study-seed 0] [--threads 2]
+    python benchmarks/darts.py --glue GLUE_FOLDER [--tasks mrpc] [--seeds 0 1 2 3 4] [--epochs 2]
+        [--options mixture_dropout=0.75] [--evolution] [--random 8] [--study-seed 0] [--threads 2]
 
 Block, space and limit are those of search_quality.py. All seeds of a search work on one teacher, which is of the seed
 of the study; what is compared with is on the same: evolution (20 samples), and random cells of three quarters of the
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import search_quality as quality
+import yaml
 from common import RESULTS, Results, finish, options_parser, start
 from nni.nas.strategy import DARTS
 
@@ -37,7 +38,7 @@ def main() -> None:
     """Train, choose, train alone, print the figures."""
     parser = options_parser(__doc__, tasks=("mrpc",), seeds=(0, 1, 2, 3, 4))
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--dropout", type=float, default=0.0, help="cell.options.mixture_dropout")
+    parser.add_argument("--options", nargs="*", default=[], help="of cell.options, as name=value")
     parser.add_argument("--evolution", action="store_true", help="evolution in place of DARTS")
     parser.add_argument("--random", type=int, default=0, help="random cells, before anything else")
     parser.add_argument("--study-seed", type=int, default=0, help="of the teacher, and of cells trained alone")
@@ -46,7 +47,7 @@ def main() -> None:
     options.space, options.depth, options.max_params = "layers", 3, 230_000
     start(options.threads)
     results = Results(options.output)
-    how = "evolution" if options.evolution else f"{options.epochs} epochs, dropout {options.dropout:g}"
+    how = "evolution" if options.evolution else ", ".join([f"{options.epochs} epochs", *options.options])
     for task in options.tasks:
         name = f"{task}, teacher {options.study_seed}"
         for cell in quality.random_cells(open_search(task, 0, options), options.random, options.max_params):
@@ -66,8 +67,8 @@ def open_search(task: str, seed: int, options: Any) -> Search:
     search = quality.open_search(study, seed, options)
     if isinstance(search.options, DartsOptions):
         search.trainer.settings = dataclasses.replace(search.trainer.settings, epochs=options.epochs)
-        darts = dataclasses.replace(search.options, mixture_dropout=options.dropout)
-        search = dataclasses.replace(search, options=darts)
+        given = {name: yaml.safe_load(value) for name, _, value in (one.partition("=") for one in options.options)}
+        search = dataclasses.replace(search, options=dataclasses.replace(search.options, **given))
     return search
 
 

@@ -9,16 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nni.nas.strategy import DARTS
 
 from nni_bertnas.config import CellSettings
+from nni_bertnas.search.differentiable import _sum_all_edges
 from nni_bertnas.search.search import Costs, Group, Search, mean_score
 from nni_bertnas.search.strategies import STRATEGIES
+from nni_bertnas.search.watch import architecture_weights
 from nni_bertnas.store.layout import Index
 from nni_bertnas.store.reader import FeatureStore
 from nni_bertnas.student.cost import operation_costs
 from nni_bertnas.training.cells import CellTrainer
 from search_space.cells import Architecture, build_body
 from search_space.listing import Space
+from search_space.spaces import CellSpace
 
 WIDTH = 16
 CHOICES = ("max_pool_3", "average_pool_3", "convolution_3", "zero")
@@ -111,3 +115,26 @@ def make_search(
 def run_search(search: Search, strategy: str) -> list[Group]:
     """What a search finds, best first."""
     return sorted(STRATEGIES[strategy].load()(search).groups, key=mean_score)
+
+
+def run_watched(
+    stores: Stores, folder: Path, strategy: str = "darts", *, epochs: int, cost: str | None = None, **options: Any
+) -> list[dict[str, float]]:
+    """Every epoch's metrics of the supernet's training."""
+    reports: list[dict[str, float]] = []
+    search = make_search(
+        stores, folder, strategy, epochs=epochs, cost=cost, report=reports.append,
+        options={"candidate_epochs": 0, **options},
+    )  # fmt: skip
+    run_search(search, strategy)
+    return reports
+
+
+def mixed_supernet(space: str = "sequential", depth: int = 2, blocks: int = 1) -> CellSpace:
+    """With architecture weights that are far from even."""
+    torch.manual_seed(0)
+    own = CellSpace(space=space, depth=depth, teacher_size=8, hidden_size=8, operations=CHOICES, blocks=blocks)
+    mixed = DARTS(mutation_hooks=[_sum_all_edges]).mutate_model(own)
+    for _, alpha in architecture_weights(mixed).values():
+        alpha.data.normal_()
+    return mixed

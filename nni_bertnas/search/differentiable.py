@@ -8,28 +8,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from nni.nas.nn.pytorch import InputChoice, LayerChoice
+from nni.nas.nn.pytorch import InputChoice
 from nni.nas.strategy import DARTS, Proxyless
 
 from nni_bertnas.errors import ConfigError
+from nni_bertnas.search.mixtures import mixed
 from nni_bertnas.search.one_path import SharedGumbelDARTS
 from nni_bertnas.search.one_shot import best_paths, inherited_score, train_on
+from nni_bertnas.search.penalties import BetaDecay, EfficiencyPenalty, Penalty, ZeroOne
 from nni_bertnas.search.search import Found, Search
-from nni_bertnas.search.strategies import DifferentiableOptions, GumbelOptions
-from nni_bertnas.search.watch import (
-    ArchitectureWatch,
-    EfficiencyPenalty,
-    OperationDropout,
-    PartialMixture,
-    architecture_weights,
-    probabilities,
-)
+from nni_bertnas.search.strategies import DartsOptions, DifferentiableOptions, GumbelOptions
+from nni_bertnas.search.watch import ArchitectureWatch, OperationDropout, architecture_weights, probabilities
 from nni_bertnas.student.candidates import kind_of, kinds_first
 from search_space.cells import Architecture, Choice
 from search_space.listing import Space
 from search_space.spaces import CellSpace, EveryInput
 
-_NEVER = -1e9  # an architecture weight, whose softmax is nothing
+_NEVER = -1e9  # an architecture weight whose gate is shut
 _LIKELY = 5000  # most probable architectures among which affordable ones are looked for
 
 
@@ -61,7 +56,7 @@ def _search(search: Search, strategy_class: Any, **more: Any) -> Found:
 
 
 def train_supernet(search: Search, strategy_class: Any, **more: Any) -> tuple[CellSpace, EfficiencyPenalty | None]:
-    """A supernet with its weights and architecture trained, and the penalty that was part of its loss.
+    """A supernet, its weights and architecture trained, and the penalty on cost that was part of its loss.
 
     Args:
         search: Whose options are those of a differentiable strategy.
@@ -73,21 +68,31 @@ def train_supernet(search: Search, strategy_class: Any, **more: Any) -> tuple[Ce
     callbacks: list[Any] = [ArchitectureWatch(options.stable_epochs, options.warmup_epochs)]
     if options.operation_dropout:
         callbacks.append(OperationDropout(options.operation_dropout))
+    penalties: dict[str, Penalty] = {}
     penalty = None
     if search.costs is not None and options.cost_weight:
         penalty = EfficiencyPenalty(search.costs.of_operations, options.cost_weight)
+        penalties["expected_cost"] = penalty
+    hooks: list[Any] = [_sum_all_edges]
+    if isinstance(options, DartsOptions):
+        fair, even = options.gates == "sigmoid", options.match_variance
+        hooks.append(partial(mixed, dropout=options.mixture_dropout, independent=fair, matched=even))
+        if fair:
+            penalties["zero_one"] = ZeroOne(options.zero_one_weight)
+        if options.beta_decay:
+            penalties["beta_decay"] = decay = BetaDecay(options.beta_decay)
+            callbacks.append(decay)
     space = search.supernet()
     strategy = strategy_class(
         arc_learning_rate=options.architecture_learning_rate,
         gradient_clip_val=search.trainer.settings.gradient_clip,
         warmup_epochs=options.warmup_epochs,
-        mutation_hooks=[
-            _sum_all_edges,
-            *([partial(_leave_out, options.mixture_dropout)] if options.mixture_dropout else []),
-        ],
+        mutation_hooks=hooks,
         **more,
     )
-    evaluator = search.evaluator(architecture_share=options.architecture_share, callbacks=callbacks, penalty=penalty)
+    evaluator = search.evaluator(
+        architecture_share=options.architecture_share, callbacks=callbacks, penalties=penalties
+    )
     search.run(space, evaluator, strategy, "raw")
     return strategy.supernet, penalty
 
@@ -123,7 +128,7 @@ def perturbation(
             scores = search.trainer.score(list(supernet.cells), search.ranking_batches)
             harms.append(float(np.mean(scores)) + (0.0 if penalty is None else float(penalty(supernet))))
         alpha.fill_(_NEVER)
-        alpha[int(np.argmax(harms))] = 0.0
+        alpha[int(np.argmax(harms))] = -_NEVER
         spread = torch.tensor(harms, dtype=torch.float64)
         shares = ((spread - spread.mean()) / spread.std(correction=0).clamp(min=1e-12)).softmax(0)
         found[label] = dict(zip(names, shares.tolist(), strict=True))
@@ -156,13 +161,6 @@ def _sum_all_edges(module: Any, name: str, memo: Any, options: Any) -> Any:
     is derived from the operations' probabilities."""
     if type(module) is InputChoice and module.n_chosen > 1:
         return EveryInput(module.n_candidates, module.n_chosen), True
-    return None
-
-
-def _leave_out(share: float, module: Any, name: str, memo: Any, options: Any) -> Any:
-    """NNI mutation hook: in a step of training every operation of a mixture is left out with such a probability."""
-    if type(module) is LayerChoice:
-        return PartialMixture(module.candidates, memo[module.label], module.label, share), True
     return None
 
 

@@ -16,6 +16,7 @@ from nni_bertnas.data.batches import Batch, ReadAhead
 from nni_bertnas.errors import CandidateError
 from nni_bertnas.machine import mixed_precision
 from nni_bertnas.search.one_path import take_one_path
+from nni_bertnas.search.penalties import Penalty
 from nni_bertnas.store.reader import FeatureStore
 from nni_bertnas.training import resume
 from nni_bertnas.training.cells import CellLoss, CellTrainer
@@ -27,7 +28,6 @@ from nni_bertnas.training.trainer import EpochReport, Report, trainer_options
 _log = logging.getLogger(__name__)
 _Loader, _Trainer = nni.trace(ReadAhead), nni.trace(RankTrainer)  # NNI takes no other
 FAILED = -1e9  # the metric of a cell that diverged; NNI's channel takes no infinity
-Penalty = Callable[[nn.Module], Tensor]
 
 
 class SupernetDistillation(LightningModule):
@@ -36,14 +36,14 @@ class SupernetDistillation(LightningModule):
     Args:
         loss: Of the cells.
         steps: Optimiser steps in all.
-        penalty: Added to the loss of the batches of the part `architecture`; takes the supernet.
+        penalties: Added to the loss of the batches of the part `architecture`, by the names they are logged under.
     """
 
-    def __init__(self, loss: CellLoss, steps: int, penalty: Penalty | None = None) -> None:
+    def __init__(self, loss: CellLoss, steps: int, penalties: Mapping[str, Penalty]) -> None:
         super().__init__()
         self.loss = loss
         self.steps = steps
-        self.penalty = penalty
+        self.penalties = penalties
 
     def forward(self, hidden: Sequence[Tensor], mask: Tensor, second: Tensor | None = None) -> list[Tensor]:
         """One hidden state per block, each `(batch, seq, teacher_hidden)`, to as many; masks `(batch, seq)`."""
@@ -66,10 +66,11 @@ class SupernetDistillation(LightningModule):
         loss = self._loss(batch)
         shown = {"on_step": False, "on_epoch": True, "batch_size": batch.num_rows, "sync_dist": True}
         self.log(f"{batch.part}_loss", loss.detach(), **shown)
-        if self.penalty is not None and batch.part == "architecture":
-            cost = self.penalty(self.model)
-            self.log("expected_cost", cost.detach(), **shown)
-            loss = loss + cost
+        if batch.part == "architecture":
+            for name, penalty in self.penalties.items():
+                term = penalty(self.model)
+                self.log(name, term.detach(), **shown)
+                loss = loss + term
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -99,7 +100,7 @@ class DistillationEvaluator(Lightning):
         seed: Of the order, the choice and the split.
         report: Takes the metrics of every epoch.
         architecture_share: Part of train that a one-shot strategy gets for its architecture; 0 for all others.
-        penalty: See :class:`SupernetDistillation`.
+        penalties: See :class:`SupernetDistillation`.
         callbacks: Of the search's Lightning trainer, besides the report.
     """
 
@@ -116,7 +117,7 @@ class DistillationEvaluator(Lightning):
         seed: int = 0,
         report: Report = lambda metrics: None,
         architecture_share: float = 0.0,
-        penalty: Penalty | None = None,
+        penalties: Mapping[str, Penalty] | None = None,
         callbacks: Sequence[Any] = (),
     ) -> None:
         settings = settings or TrainingSettings()
@@ -143,7 +144,7 @@ class DistillationEvaluator(Lightning):
         trainer = _Trainer(gradient_clip_val=clip, limit_val_batches=0, **options)
         samplers = [weights.batch_sampler, architecture.batch_sampler]  # NNI joins the loaders
         trainer.fit = partial(resume.train, trainer, samplers=samplers)
-        super().__init__(SupernetDistillation(self.cells.loss, steps, penalty), trainer, weights, architecture)
+        super().__init__(SupernetDistillation(self.cells.loss, steps, penalties or {}), trainer, weights, architecture)
 
     def evaluate(self, model: Any) -> float:
         """Train and score one sampled cell; called by multi-trial strategies.

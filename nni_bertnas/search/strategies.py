@@ -125,7 +125,6 @@ class DifferentiableOptions(LearntOptions):
 
     architecture_learning_rate: Rate = 3e-2
     operation_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of parameter-free operations, falling to 0
-    mixture_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of a mixture's operations, in every step
     stable_epochs: Positive | None = None  # the search ends when the ranking has stood still so long
     # of the paths: by architecture weights; by what removing an operation does; as other one-shot strategies
     ranking: Literal["probability", "perturbation", "weights"] = "probability"
@@ -139,8 +138,6 @@ class DifferentiableOptions(LearntOptions):
             found.append("cell.cost must say what cell.options.cost_weight is about: num_params, num_flops, latency_ms")
         if self.ranking == "perturbation" and not self.MIXES:
             found.append("cell.options.ranking: perturbation is for darts alone, the others sample their paths")
-        if self.mixture_dropout and not self.MIXES:
-            found.append("cell.options.mixture_dropout is for darts alone, the others sample their paths")
         return found
 
 
@@ -149,6 +146,11 @@ class DartsOptions(DifferentiableOptions):
     """Of `darts`."""
 
     ranking: Literal["probability", "perturbation", "weights"] = "perturbation"
+    mixture_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of a mixture's operations, in every step (DropNAS)
+    match_variance: bool = False  # a mixture's operations all have outputs of one size
+    beta_decay: Weight = 0.0  # of architecture weights, at the search's end; rises from 0 (β-DARTS)
+    gates: Literal["softmax", "sigmoid"] = "softmax"  # sigmoid: operations do not compete (FairDARTS)
+    zero_one_weight: Weight = 10.0  # of what pushes sigmoid gates to 0 or 1
     MIXES = True
 
 

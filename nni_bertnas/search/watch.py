@@ -1,16 +1,14 @@
 """Watching and guarding a differentiable search: what its architecture weights do, and against collapse."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from nni.nas.nn.pytorch import LayerChoice
-from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nni_bertnas.ranks import from_first
 from nni_bertnas.training.trainer import pl
 from search_space.cells import Architecture
 from search_space.operations import parameter_free
@@ -32,7 +30,7 @@ def architecture_weights(supernet: nn.Module) -> dict[str, tuple[list[str], Tens
 def probabilities(supernet: nn.Module) -> dict[str, dict[str, float]]:
     """Every decision's options with their probabilities, the softmax of the architecture weights.
 
-    Not NNI's `export_probs`, which draws Gumbel noise anew each time.
+    Not NNI's `export_probs`, which draws Gumbel noise anew each time. Of independent gates it says the order alone.
     """
     return {
         label: dict(zip(names, alpha.detach().softmax(0).tolist(), strict=True))
@@ -131,32 +129,6 @@ class OperationDropout(pl.Callback):
         self._now = self.rate * (1 - trainer.current_epoch / trainer.max_epochs)
 
 
-class PartialMixture(DifferentiableMixedLayer):
-    """A mixture, some operations of which are left out of every step of training (DropNAS, arXiv 2201.11679).
-
-    In a mixture of all, those of few parameters are the first to do the work, others learn only what is left over, and
-    none learns to stand alone, as one of them will. The shares of those that run are their softmax; one always runs.
-
-    Args:
-        candidates: The operations by name.
-        alpha: Their architecture weights.
-        label: Of the decision.
-        share: How probable it is that an operation is left out.
-    """
-
-    def __init__(self, candidates: Mapping[str, nn.Module], alpha: Tensor, label: str, share: float) -> None:
-        super().__init__(dict(candidates), alpha, nn.Softmax(-1), label)
-        self.share = share
-
-    def forward(self, *inputs: Any) -> Any:
-        """As any of its operations."""
-        if not self.training:
-            return super().forward(*inputs)
-        draws = from_first(torch.rand(len(self.names)))
-        kept = [n for n, draw in enumerate(draws.tolist()) if draw >= self.share] or [int(draws.argmax())]
-        return self._reduction([self[self.names[n]](*inputs) for n in kept], self._arch_alpha[kept].softmax(0))
-
-
 def _mixed_layers(supernet: nn.Module) -> Iterator[Any]:
     return (module for module in supernet.modules() if isinstance(module, LayerChoice))
 
@@ -167,30 +139,3 @@ def collapse(architecture: Architecture, hidden_size: int) -> str | None:
     if operations and all(parameter_free(name, hidden_size) for name in operations):
         return f"collapsed to parameter-free operations: {', '.join(operations)}"
     return None
-
-
-class EfficiencyPenalty:
-    """The expected cost of the architecture, differentiable, added to the loss that moves it.
-
-    sum over decisions and operations of probability × cost, over the sum of every decision's greatest cost, times a
-    weight (AdaBERT's efficiency term, arXiv 2001.04246; ProxylessNAS, arXiv 1812.00332, section 3.3). NNI 3.0's own
-    penalty is not used: it reads its probabilities as plain numbers, so that no gradient flows from it.
-
-    Args:
-        costs: Of every operation.
-        weight: Of the term; the loss without it is a mean squared error over the target's variance.
-    """
-
-    def __init__(self, costs: Mapping[str, float], weight: float) -> None:
-        self.costs = costs
-        self.weight = weight
-
-    def __call__(self, supernet: nn.Module) -> Tensor:
-        """The weighted term, a scalar between 0 and the weight."""
-        expected, most = torch.zeros(()), 0.0
-        for names, alpha in architecture_weights(supernet).values():
-            if all(name in self.costs for name in names):  # not the choice of an input
-                cost = torch.tensor([self.costs[name] for name in names], device=alpha.device)
-                expected = expected.to(alpha.device) + (alpha.softmax(0) * cost).sum()
-                most += float(cost.max())
-        return self.weight * expected / (most or 1.0)
