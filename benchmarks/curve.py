@@ -1,7 +1,7 @@
 """Students beside all that a user could take instead: score, latency and size of every system in `peers`.
 
     python benchmarks/curve.py --glue GLUE_FOLDER --work FOLDER [--tasks sst2 cola mrpc stsb demo] [--seeds 0 1 2]
-        [--peers "teacher" "TF-IDF"] [--measure] [--draw curve.png]
+        [--peers "teacher" "TF-IDF"] [--measure]
 
 Every system learns from the same train, chooses by the same dev (rows held out of train), and is scored on GLUE's dev
 file (the demo: on test), which nothing else looks at. It is fitted and run in a process of its own; what needs packages
@@ -41,12 +41,11 @@ _FIT_SECONDS = 4 * 3600
 
 
 def main() -> None:
-    """Fit, score, time, draw, print the figures."""
+    """Fit, score, time, print the figures."""
     parser = options_parser(__doc__, tasks=("sst2", "cola", "mrpc", "stsb", "demo"), seeds=(0, 1, 2))
     parser.add_argument("--work", type=Path, required=True, help="folder that takes environments and fitted systems")
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--measure", action="store_true", help="time what is fitted, and nothing else")
-    parser.add_argument("--draw", type=Path, help="a picture of the results")
     arguments = parser.parse_args()
     start(arguments.threads)
     results = Results(RESULTS / "curve.json")
@@ -60,8 +59,6 @@ def main() -> None:
         for seed in arguments.seeds:
             for name in arguments.peers:
                 one_row(results, task, name, seed, place, job)
-    if arguments.draw:
-        draw(results.data, arguments.draw)
     finish(summary(results.data))
 
 
@@ -279,34 +276,6 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
         }
         for task, systems in groups.items()
     }
-
-
-def draw(found: Mapping[str, Any], path: Path) -> None:
-    """Score against speed and against size, one row of pictures a task; what nothing outdoes in both is named."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figures = summary(found)
-    drawn, axes = pyplot.subplots(len(figures), 2, figsize=(13, 4.6 * len(figures)), squeeze=False)
-    for row, (task, systems) in zip(axes, figures.items(), strict=True):
-        for axis, what, title, sign in zip(
-            row, ("speed", "size_mb"), ("times as fast as the teacher, batch 1", "MB"), (-1, 1), strict=True
-        ):
-            there = [(name, one) for name, one in systems.items() if one[what]]
-            best = -float("inf")
-            for name, one in sorted(there, key=lambda each: (sign * each[1][what], -each[1]["score"])):
-                ours = name.startswith(("ours", "bag"))
-                axis.scatter(one[what], one["score"], color="tab:red" if ours else "tab:blue", s=18)
-                if one["score"] > best or name == "teacher":
-                    place = {"fontsize": 7, "xytext": (3, 3), "textcoords": "offset points", "rotation": 15}
-                    axis.annotate(name, (one[what], one["score"]), **place)
-                best = max(best, one["score"])
-            axis.set(xscale="log", xlabel=title, ylabel="score, %", title=f"{task} (red: ours)")
-            axis.grid(alpha=0.3)
-    drawn.tight_layout()
-    drawn.savefig(path, dpi=90)
 
 
 if __name__ == "__main__":
