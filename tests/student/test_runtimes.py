@@ -7,7 +7,7 @@ from tiny import chain, chain_cell
 
 from nni_bertnas.errors import ConfigError
 from nni_bertnas.student import runtimes
-from nni_bertnas.student.cost import cell_call, model_call
+from nni_bertnas.student.cost import Passes, cell_call, model_call
 from nni_bertnas.student.latency import cell_parts
 from nni_bertnas.student.runtimes import RUNTIMES, check_runtime, describe_runtime
 from search_space.student import StudentConfig, StudentForSequenceClassification
@@ -33,6 +33,25 @@ def test_models_are_the_same_in_every_runtime() -> None:
     passes = model_call(StudentForSequenceClassification(config).eval(), LENGTHS, pairs=True, batch=2)
     call = RUNTIMES["onnx"].compile(passes, 1)
     for length in LENGTHS:
+        np.testing.assert_allclose(call(length), passes(length).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("encoding", ["joint", "separate"])
+@torch.inference_mode()
+def test_a_student_that_finds_the_second_text_by_separators(encoding: str) -> None:
+    """What learns from RoBERTa or MPNet, which have no token types and write two separators between texts."""
+    torch.manual_seed(0)
+    config = StudentConfig(
+        vocab_size=30, embedding_size=8, hidden_size=8, teacher_hidden_size=8, cells=[chain("attention_4").to_dict()],
+        type_vocab_size=1, sep_token_id=2, head="compare", encoding=encoding, token_weights=True,
+    )  # fmt: skip
+    student = StudentForSequenceClassification(config).eval()
+    rows = ([0, 7, 2, 2, 8, 9, 2, 1], [0, 7, 7, 2, 9, 8, 2], [0, 2, 2, 9, 2], [0, 2, 2, 2], [0, 2])
+    ids = {len(row): torch.tensor([row]) for row in rows}
+    inputs = {n: {"input_ids": one, "attention_mask": (one != 1).long()} for n, one in ids.items()}
+    passes = Passes(student, inputs)
+    call = RUNTIMES["onnx"].compile(passes, 1)
+    for length in inputs:
         np.testing.assert_allclose(call(length), passes(length).logits, atol=1e-5)
 
 
