@@ -129,7 +129,8 @@ def check_chain(student: StudentForSequenceClassification, cells: Sequence[Cell]
     separate = student.config.encoding == "separate"
     if separate:
         ids, mask = split_pairs(mask, second, ids)
-    _, hidden = student.embeddings(ids, None if separate else types, first=int(separate))
+    typed = not separate and student.config.type_vocab_size > 1  # where a model has one type, ours tell texts apart
+    _, hidden = student.embeddings(ids, types if typed else None, first=int(separate))
     for cell in cells:
         hidden = cell(hidden, mask, None if separate else second)
     exits = student.eval()(**model_inputs(student, batch), output_hidden_states=True).hidden_states
