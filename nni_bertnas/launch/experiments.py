@@ -1,6 +1,7 @@
 """NNI experiments as `bertnas` runs them: made from the study, started, watched, stopped."""
 
 import logging
+import re
 import shlex
 import sys
 import time
@@ -23,6 +24,7 @@ from nni_bertnas.stages.stage import Stage, trials_at_once
 from nni_bertnas.tracking.histories import HISTORY, WEB_UI, state_file, this_process, write_state
 
 _POLL_SECONDS = 1.0
+_ERROR = re.compile(r"(error|[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)): ")  # how such a line begins
 _FAILED = ("FAILED", "SYS_CANCELED", "USER_CANCELED")
 _HOPELESS = 3  # trials that fail before any succeeds: what is wrong is wrong for all
 _MANAGERS = 4  # one after another, for one stage
@@ -170,5 +172,11 @@ def _why(experiment: Experiment, config: ExperimentConfig, job: Any) -> str:
         )
     root = Path(config.experiment_working_directory, experiment.id)
     path = next(root.rglob(f"{job.trialJobId}/trial.stderr"), root)
-    tail = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] if path.is_file() else []
-    return f"trial {_parameters(job)} ended {job.status}: {''.join(tail) or 'no message'} (all of it: {path})"
+    said = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return f"trial {_parameters(job)} ended {job.status}: {gist(said) or 'no message'} (all of it: {path})"
+
+
+def gist(said: str) -> str:
+    """The line of an error output that names the last error, whose message may go on below it; else the last line."""
+    lines = said.strip().splitlines()
+    return next((line for line in reversed(lines) if _ERROR.match(line)), lines[-1] if lines else "")

@@ -41,7 +41,7 @@ class EfficiencyPenalty:
 
 
 class BetaDecay(pl.Callback):
-    """The mean over decisions of log sum exp of the architecture weights (β-DARTS, arXiv 2203.01665, section 3.3).
+    """The mean over decisions of log sum exp of the architecture weights (β-DARTS, arXiv 2203.01665).
 
     It holds the softmax of the weights close together, so that what learns fast does not run away with the search.
 
@@ -67,7 +67,7 @@ class BetaDecay(pl.Callback):
 
 
 class ZeroOne:
-    """Minus the mean over all operations of (gate - 1/2)² (FairDARTS, arXiv 1911.12126, section 4.2).
+    """Minus the mean over all operations of (gate - 1/2)² (FairDARTS, arXiv 1911.12126).
 
     Gates that are independent need not decide for one operation; this pushes each of them to 0 or to 1.
 

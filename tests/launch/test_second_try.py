@@ -7,7 +7,7 @@ import pytest
 from tiny import tiny_run
 
 from nni_bertnas.errors import PhaseError
-from nni_bertnas.launch.experiments import Failure
+from nni_bertnas.launch.experiments import Failure, gist
 from nni_bertnas.launch.second_try import make_units
 from nni_bertnas.stages.left_out import left_out, missing_units
 from nni_bertnas.stages.run import Unit, unit_name
@@ -42,3 +42,21 @@ def test_what_a_study_needs_is_an_error(built_copy: Path) -> None:
     units = stage.units(run)
     with pytest.raises(PhaseError, match="it broke; it was tried twice"):
         make_units(run, stage, units, lambda some: [Failure(unit, "it broke") for unit in some])
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ("Traceback\n  File x\nValueError: no", "ValueError: no"),
+        (
+            "a.UserError: Constraints violated (seq)!\n  - Not all\n\nThe error above occurred in export.\n",
+            "a.UserError: Constraints violated (seq)!",
+        ),
+        ("error: cell.epochs: must be 1 or more\n", "error: cell.epochs: must be 1 or more"),
+        ("KeyError: 'a'\n\nDuring handling\n\nOSError: full\nmore", "OSError: full"),
+        ("Killed\n", "Killed"),
+        ("", ""),
+    ],
+)
+def test_the_gist_of_an_error_output_names_the_last_error(said: str, found: str) -> None:
+    assert gist(said) == found
