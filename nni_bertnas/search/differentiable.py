@@ -78,7 +78,7 @@ def train_supernet(search: Search, strategy_class: Any, **more: Any) -> tuple[Ce
         fair, even = options.gates == "sigmoid", options.match_variance
         hooks.append(partial(mixed, dropout=options.mixture_dropout, independent=fair, matched=even))
         if fair:
-            penalties["zero_one"] = ZeroOne(options.zero_one_weight)
+            penalties["zero_one"] = ZeroOne()
         if options.beta_decay:
             penalties["beta_decay"] = decay = BetaDecay(options.beta_decay)
             callbacks.append(decay)

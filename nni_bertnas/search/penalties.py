@@ -75,7 +75,7 @@ class ZeroOne:
         weight: Of the term.
     """
 
-    def __init__(self, weight: float) -> None:
+    def __init__(self, weight: float = 10.0) -> None:
         self.weight = weight
 
     def __call__(self, supernet: nn.Module) -> Tensor:

@@ -150,7 +150,6 @@ class DartsOptions(DifferentiableOptions):
     match_variance: bool = False  # a mixture's operations all have outputs of one size
     beta_decay: Weight = 0.0  # of architecture weights, at the search's end; rises from 0 (β-DARTS)
     gates: Literal["softmax", "sigmoid"] = "softmax"  # sigmoid: operations do not compete (FairDARTS)
-    zero_one_weight: Weight = 10.0  # of what pushes sigmoid gates to 0 or 1
     MIXES = True
 
 

@@ -129,11 +129,11 @@ def check_chain(student: StudentForSequenceClassification, cells: Sequence[Cell]
     separate = student.config.encoding == "separate"
     if separate:
         ids, mask = split_pairs(mask, second, ids)
-    typed = not separate and student.config.type_vocab_size > 1  # where a model has one type, ours tell texts apart
-    _, hidden = student.embeddings(ids, types if typed else None, first=int(separate))
+    inputs = model_inputs(student, batch)
+    _, hidden = student.embeddings(ids, None if separate else inputs.get("token_type_ids"), first=int(separate))
     for cell in cells:
         hidden = cell(hidden, mask, None if separate else second)
-    exits = student.eval()(**model_inputs(student, batch), output_hidden_states=True).hidden_states
+    exits = student.eval()(**inputs, output_hidden_states=True).hidden_states
     chained = cells[-1].out(exits[-1])
     difference = float((chained - hidden)[mask].abs().max() / hidden[mask].std())
     if not difference < 1e-3:
